@@ -1,0 +1,144 @@
+"""The commands `advtrain`, `advtrain-eval` and `advtrain-export`: read the command line, compose, call.
+
+A setting that cannot be used ends the command with one line on standard error and exit code 2, before any model is
+built. A run that a signal stopped ends with 130 or 143 and continues when the same command is given again.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from advtrain import __version__
+from advtrain.composition import compose, overrides_of, own_config_folder, plain, sweep_points, with_default_experiment
+from advtrain.config import config_dir
+from advtrain.help import page
+from advtrain.types import SettingError
+
+
+def reported(command: Callable[[], None]) -> Callable[[], NoReturn]:
+    """Turns what goes wrong in a command into an exit code and one line."""
+
+    @functools.wraps(command)
+    def wrapper() -> NoReturn:
+        try:
+            command()
+        except SettingError as error:
+            _fail(error, 2)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        sys.exit(0)
+
+    return wrapper
+
+
+@reported
+def train() -> None:
+    """`advtrain`: train, evaluate, export, verify."""
+    arguments = _start("train", sys.argv[1:])
+    arguments = with_default_experiment(arguments)
+    overrides, own_folder = overrides_of(arguments), own_config_folder(arguments)
+    sweeping = bool({"-m", "--multirun"} & set(arguments))
+
+    for point in sweep_points(overrides) if sweeping else [overrides]:
+        config = compose("train", point, own_folder)
+        _runs().check_training(config)  # every point of a sweep, before the first one starts
+    _hydra_main("train", arguments, lambda config, hydra: _runs().train_run(config, _name(config, hydra)))
+
+
+@reported
+def evaluate() -> None:
+    """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo."""
+    arguments = _start("eval", sys.argv[1:])
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        arguments[0] = f"model={_quoted(arguments[0])}"
+    compose("eval", overrides_of(arguments), own_config_folder(arguments))
+    _hydra_main("eval", arguments, lambda config, hydra: _runs().evaluation_run(config))
+
+
+@reported
+def export() -> None:
+    """`advtrain-export`: write or verify a bundle."""
+    arguments = _start("export", sys.argv[1:])
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        arguments[0] = f"run={_quoted(arguments[0])}"
+    compose("export", overrides_of(arguments), own_config_folder(arguments))
+    _hydra_main("export", arguments, lambda config, hydra: _runs().export_run(config))
+
+
+def _start(command: str, arguments: Sequence[str]) -> list[str]:
+    """Answers --help and --version, refuses words that are neither flags nor overrides."""
+    if {"-h", "--help"} & set(arguments):
+        print(page(command))
+        sys.exit(0)
+    if "--version" in arguments:
+        print(f"advtrain {__version__}")
+        sys.exit(0)
+    takes_value = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
+    for i, word in enumerate(arguments):
+        follows_flag = i > 0 and arguments[i - 1] in takes_value
+        is_path = i == 0 and command != "train"
+        if "=" not in word and not word.startswith(("-", "~")) and not follows_flag and not is_path:
+            raise SettingError(f"expected key=value, got {word!r}; see --help")
+    return list(arguments)
+
+
+def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str, Any], Any], None]) -> None:
+    """Hands over to Hydra, which knows about sweeps, launchers and --cfg, and calls `job` with plain containers."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    if os.getcwd() not in sys.path:  # so that a user's own classes are found
+        sys.path.append(os.getcwd())
+
+    def task(config: DictConfig) -> None:
+        try:
+            hydra_config = HydraConfig.get()
+            overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
+            job(plain(config, overrides, chosen, own_config_folder(arguments)), hydra_config)
+        except SettingError as error:
+            _fail(error, 2)
+        except Exception as error:
+            _fail_known(error)
+
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+
+
+def _fail_known(error: Exception) -> NoReturn:
+    """One line for what a run can end with; anything else is a defect and keeps its traceback."""
+    from advtrain.engine import Diverged, Interrupted
+
+    if isinstance(error, Interrupted):
+        _fail(f"stopped by {error}; the state is saved, and the same command continues", error.exit_code)
+    if isinstance(error, Diverged):
+        _fail(error, 1)
+    raise error
+
+
+def _fail(message: object, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"advtrain: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _name(config: dict[str, Any], hydra: Any) -> str:
+    from advtrain.engine.run_directory import run_name
+
+    return config["name"] or run_name(list(hydra.overrides.task), dict(hydra.runtime.choices), config["seed"])
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "\\'") + "'"
+
+
+def _runs() -> Any:
+    from advtrain import runs  # heavy: PyTorch and all parts
+
+    return runs
+
+
+if __name__ == "__main__":
+    train()

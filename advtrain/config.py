@@ -1,0 +1,208 @@
+"""The settings that our own code reads, typed; where the YAML files are; and the one caller of Hydra's instantiate.
+
+Whatever only travels into a constructor has no class here: its YAML names the class (`_target_`) and the constructor
+checks the numbers. Importing this file is cheap; Hydra is imported when something is built.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from advtrain import checks
+from advtrain.types import SettingError
+
+T = TypeVar("T")
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp64")
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How checkpoints are chosen: margin-loss PGD with restarts on the held-out part of the training set.
+
+    Attributes:
+        every: epochs between validations; the last epoch is always validated.
+        steps: of each restart; the step size is ε/4.
+        restarts: random starts.
+        n_examples: held-out images used, all of them when null.
+        batch_size: images per pass.
+    """
+
+    every: int = 1
+    steps: int = 10
+    restarts: int = 2
+    n_examples: int | None = 1000
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("every", "steps", "restarts", "batch_size"):
+            checks.integer(f"trainer.validation.{name}", getattr(self, name), low=1)
+        if self.n_examples is not None:
+            checks.integer("trainer.validation.n_examples", self.n_examples, low=1)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How training runs, whatever is trained.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images per optimiser step, over all processes.
+        accumulation: passes that each process splits its part of a batch into; the step stays that of the large batch.
+        precision: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, bf16 (autocast) or fp64.
+        channels_last: memory layout of model and images; null chooses it for 3-channel images.
+        clip_norm: largest gradient norm, null for no clipping.
+        attack_batchnorm: eval or train: the BatchNorm mode while the attack runs.
+        sync_batchnorm: BatchNorm statistics over all processes.
+        deterministic: only algorithms that give the same bits twice (slower on GPUs).
+        device: auto, cpu or cuda.
+        threads: CPU threads, null for PyTorch's choice.
+        log_every: optimiser steps between logged lines.
+        save_every: epochs between checkpoints; the last epoch is always saved.
+        validation: how checkpoints are chosen.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    accumulation: int = 1
+    precision: str = "auto"
+    channels_last: bool | None = None
+    clip_norm: float | None = None
+    attack_batchnorm: str = "eval"
+    sync_batchnorm: bool = False
+    deterministic: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    log_every: int = 50
+    save_every: int = 1
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "log_every", "save_every"):
+            checks.integer(f"trainer.{name}", getattr(self, name), low=1)
+        checks.choice("trainer.precision", self.precision, PRECISIONS)
+        checks.choice("trainer.attack_batchnorm", self.attack_batchnorm, ("eval", "train"))
+        checks.choice("trainer.device", self.device, ("auto", "cpu", "cuda"))
+        if self.clip_norm is not None:
+            checks.number("trainer.clip_norm", self.clip_norm, above=0)
+        if self.threads is not None:
+            checks.integer("trainer.threads", self.threads, low=1)
+
+
+@dataclass(frozen=True)
+class ThreatSettings:
+    """The threat model that validation, evaluation and the bundle are about; attacks take it as their default.
+
+    Attributes:
+        norm: linf or l2.
+        eps: radius in units of pixels in [0, 1]; fractions such as 8/255 parse.
+    """
+
+    norm: str = "linf"
+    eps: str = "8/255"
+
+    def __post_init__(self) -> None:
+        checks.choice("threat.norm", self.norm, ("linf", "l2"))
+        checks.radius("threat.eps", self.eps, self.norm)
+
+    @property
+    def radius(self) -> float:
+        return checks.radius("threat.eps", self.eps, self.norm)
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside the package in a wheel, beside it in a checkout or an editable install.
+
+    Raises:
+        SettingError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise SettingError(f"expected the configs folder in or beside {package}, got neither; reinstall advtrain")
+
+
+def typed(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of a settings dataclass from plain values, nested ones too.
+
+    Args:
+        cls: the dataclass; its `__post_init__` checks ranges.
+        values: by field name.
+        where: the dotted place of the values in the configuration, for messages.
+
+    Raises:
+        SettingError: a key is unknown, or a value has the wrong type or range.
+    """
+    hints = get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise SettingError(unknown_key(where, unknown[0], list(hints)))
+    return cls(**{key: _typed_value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _typed_value(hint: Any, value: Any, name: str) -> Any:
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if is_dataclass(kind):
+        return typed(cast(type, kind), value, name)
+    if get_origin(kind) in (list, tuple) and isinstance(value, list | tuple):
+        return get_origin(kind)(_typed_value(get_args(kind)[0], item, name) for item in value)
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    convert = {bool: checks.flag, int: checks.integer, float: checks.number}.get(kind)
+    if convert is None:
+        raise SettingError(f"{name}: expected {getattr(kind, '__name__', kind)}, got {value!r}; see --help")
+    return convert(name, value)
+
+
+def unknown_key(where: str, key: str, valid: Sequence[str]) -> str:
+    """The line for a key that does not exist: what does, and the nearest."""
+    near = get_close_matches(key, valid, n=1)
+    prefix = f"{where}." if where else ""
+    remedy = f"did you mean {prefix}{near[0]}?" if near else "see --help"
+    return f"{prefix}{key}: expected one of {', '.join(sorted(valid))}, got {key!r}; {remedy}"
+
+
+OUR_TARGETS = ("advtrain.",)
+
+
+def build(config: Mapping[str, Any], *, trusted: bool = True) -> Any:
+    """Makes the object that a plain config describes by `_target_` and the constructor's arguments.
+
+    Args:
+        config: `_target_` and keyword arguments; plain containers, no OmegaConf.
+        trusted: whether the config comes from the user's own command line. One that came out of a checkpoint does
+            not, and may only name our own classes.
+
+    Raises:
+        SettingError: an argument is unknown or out of range, or the class is not allowed or not found.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    target = str(config.get("_target_"))
+    if not trusted and not target.startswith(OUR_TARGETS):
+        raise SettingError(
+            f"expected a class of advtrain in the stored config, got {target}; building it would run foreign code: "
+            "add trust=true if you trust the file"
+        )
+    try:
+        return instantiate(dict(config), _convert_="all")
+    except InstantiationException as error:
+        raise _setting_error(target, error) from error
+
+
+def _setting_error(target: str, error: Exception) -> SettingError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SettingError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return SettingError(f"{target}: {lines[0]}; see its docstring for the arguments it takes")

@@ -1,0 +1,21 @@
+"""Datasets, one file each. A dataset's file, and with it torchvision or scikit-learn, is imported on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advtrain.data.cifar10 import CIFAR10
+    from advtrain.data.cifar100 import CIFAR100
+    from advtrain.data.digits import Digits
+    from advtrain.data.imagenet import ImageFolder
+    from advtrain.data.npz import Npz
+
+__all__ = ["CIFAR10", "CIFAR100", "Digits", "ImageFolder", "Npz"]
+
+_FILES = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "Digits": "digits", "ImageFolder": "imagenet", "Npz": "npz"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"advtrain.data.{_FILES[name]}"), name)

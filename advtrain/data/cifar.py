@@ -1,0 +1,86 @@
+"""What CIFAR-10 and CIFAR-100 share (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advtrain import checks, distributed
+from advtrain.data.array_dataset import ArrayDataset
+from advtrain.data.base import fixed_classes
+from advtrain.types import SettingError
+
+
+class CIFAR(ArrayDataset):
+    """Base of both sets: 50,000 colour images of 32 × 32 pixels for training, 10,000 for testing, read by torchvision.
+
+    Args:
+        root: folder that holds, or receives, torchvision's folder.
+        download: fetch the files when they are not there.
+        num_classes: fixed; here because models take it from the data's config.
+        validation_size, split_seed, augment, padding: see `ArrayDataset`.
+    """
+
+    image_shape = (3, 32, 32)
+    classes: int
+    torchvision_name: str  # in torchvision.datasets
+    folder: str
+    files: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        download: bool = True,
+        num_classes: int | None = None,
+        validation_size: int = 1000,
+        split_seed: int = 0,
+        augment: str = "crop_flip",
+        padding: int = 4,
+    ) -> None:
+        super().__init__(
+            num_classes=fixed_classes(num_classes, self.classes),
+            validation_size=validation_size,
+            split_seed=split_seed,
+            augment=augment,
+            padding=padding,
+        )
+        self.root = Path(root).expanduser()
+        self.download = checks.flag("data.download", download)
+
+    def check(self) -> None:
+        absent = self._absent()
+        if absent and not self.download:
+            raise SettingError(
+                f"data.root: expected {self.root / self.folder}/ with {', '.join(self.files)}, got no "
+                f"{', '.join(absent)}; give the folder that holds {self.folder}/, or use data.download=true"
+            )
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        from torchvision import datasets
+
+        official = getattr(datasets, self.torchvision_name)
+        if self.download:
+            if distributed.local_rank() == 0 and self._absent():
+                self._fetch(official)
+            distributed.barrier()
+        try:
+            part = official(self.root, train=train, download=False)
+        except RuntimeError as error:  # torchvision compares checksums
+            raise SettingError(
+                f"data.root: expected the official files in {self.root / self.folder}, got others; "
+                "remove that folder and use data.download=true"
+            ) from error
+        return torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
+
+    def _absent(self) -> list[str]:
+        return [file for file in self.files if not (self.root / self.folder / file).is_file()]
+
+    def _fetch(self, official: type) -> None:
+        try:
+            official(self.root, train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise SettingError(
+                f"data.download: expected to fetch {self.torchvision_name} into {self.root}, got {error}; "
+                f"try again, or give the folder that holds {self.folder}/ as data.root"
+            ) from error

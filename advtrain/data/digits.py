@@ -1,0 +1,53 @@
+"""Handwritten digits that come with scikit-learn: 1,797 real images, nothing to download."""
+
+import torch
+from torch import Tensor
+
+from advtrain.data.array_dataset import ArrayDataset
+from advtrain.data.base import fixed_classes, held_out
+
+TEST_SIZE = 360  # a fifth, the classes in proportion, the same in every run
+TEST_SEED = 0
+
+
+class Digits(ArrayDataset):
+    """8 × 8 grey images of ten digits (the test part of UCI's optical recognition set, Alpaydin & Kaynak, 1998).
+
+    Grey levels 0 … 16 are stored as round(255 · level / 16). The test split is fixed.
+
+    Args:
+        num_classes: 10; here because models take it from the data's config.
+        validation_size, split_seed, augment, padding: see `ArrayDataset`.
+    """
+
+    name = "digits"
+    image_shape = (1, 8, 8)
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        validation_size: int = 100,
+        split_seed: int = 0,
+        augment: str = "none",
+        padding: int = 1,
+    ) -> None:
+        super().__init__(
+            num_classes=fixed_classes(num_classes, 10),
+            validation_size=validation_size,
+            split_seed=split_seed,
+            augment=augment,
+            padding=padding,
+        )
+
+    def check(self) -> None:
+        pass  # scikit-learn is a dependency, and the images are in its wheel
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        labels = torch.from_numpy(bunch["target"]).long()
+        members = held_out(labels, TEST_SIZE, TEST_SEED)[0 if train else 1]
+        levels = torch.from_numpy(bunch["images"])[members, None]
+        return (levels * (255 / 16)).round().to(torch.uint8), labels[members]

@@ -1,0 +1,145 @@
+"""Images that stay in files: decoded when wanted, for training by worker processes ahead of time."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from advtrain.data.arrays import pixels
+from advtrain.data.base import Batch, permutation, rows_of, steps_per_epoch, subset_indices
+from advtrain.random import seeded_generator, stream_seed
+from advtrain.types import Images
+
+Transform = Callable[[Image.Image], Tensor]  # to uint8, shape (c, h, w)
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Image files and their labels.
+
+    Attributes:
+        folder: that `files` are relative to.
+        files: bytes, shape (n,).
+        labels: int64, shape (n,).
+        transform: from a decoded image to pixels, outside training.
+        workers: threads that decode, and processes that decode for training; 0 for this thread.
+    """
+
+    folder: Path
+    files: np.ndarray
+    labels: Tensor
+    transform: Transform
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fetch(self, indices: Tensor, device: torch.device | str) -> Images:
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            images = list(pool.map(lambda index: self.transform(self.decode(index)), indices.tolist()))
+        return pixels(torch.stack(images).to(device))
+
+    def subset(self, n_examples: int | None) -> Tensor:
+        return subset_indices(self.labels, n_examples)
+
+    def part(self, indices: Tensor) -> "FolderSplit":
+        """The split of the images at `indices` of this one."""
+        return replace(self, files=self.files[indices.numpy()], labels=self.labels[indices])
+
+    def decode(self, index: int) -> Image.Image:
+        """The image at `index` as RGB."""
+        with Image.open(self.folder / os.fsdecode(self.files[index])) as image:
+            return image.convert("RGB")
+
+
+class FolderLoader:
+    """Batches of a `FolderSplit`, decoded and augmented by worker processes that live as long as the loader.
+
+    Args:
+        split: the training images.
+        transform: the augmentation; may draw from torch's global CPU generator, which is seeded for every image.
+        batch_size: images per step over all processes.
+        seed: names permutation and augmentation, with epoch and image.
+        rank, world_size: which rows of each batch are wanted.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        split: FolderSplit,
+        *,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device | str,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(split), batch_size, world_size)
+        self._labels, self._device = split.labels, torch.device(device)
+        self._batch_size, self._seed = batch_size, seed
+        self._rows = rows_of(batch_size, rank, world_size)
+        self._plan = _Plan()
+        self._images = DataLoader(
+            _Augmented(split, transform, seed),
+            batch_sampler=self._plan,
+            num_workers=split.workers,
+            persistent_workers=split.workers > 0,
+            prefetch_factor=2 if split.workers > 0 else None,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            generator=seeded_generator(seed, "workers"),  # not the global one: nothing of ours depends on it
+        )
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        order = permutation(len(self._labels), self._seed, epoch)
+        batches = [batch[self._rows] for batch in order.split(self._batch_size)[start_step : self.steps_per_epoch]]
+        self._plan.set(epoch, batches)
+        for chosen, images in zip(batches, self._images, strict=True):
+            x = pixels(images.to(self._device, non_blocking=True))
+            yield Batch(x, self._labels[chosen].to(self._device), self._rows)
+
+
+class _Plan:
+    """What the workers make next: lists of (epoch, image). Persistent workers learn the epoch from here."""
+
+    def __init__(self) -> None:
+        self.set(0, [])
+
+    def set(self, epoch: int, batches: list[Tensor]) -> None:
+        self._epoch, self._batches = epoch, batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self._epoch
+        for batch in self._batches:
+            yield [(epoch, index) for index in batch.tolist()]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _Augmented(Dataset):
+    """Augmented images by (epoch, index), each drawn from a stream of its own."""
+
+    def __init__(self, split: FolderSplit, transform: Transform, seed: int) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, index = key
+        image = self.split.decode(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
+            return self.transform(image)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches workers, too; the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

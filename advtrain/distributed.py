@@ -1,0 +1,104 @@
+"""Several processes, one run. The only file that imports torch.distributed; all of it works in a single process too."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def launched() -> bool:
+    """Whether torchrun (or an equivalent) started this process."""
+    return "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the group that torchrun describes in the environment (NCCL on GPUs, gloo on CPUs) and leaves it at exit."""
+    if not launched():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Leaves the group early, so that the main process can work on alone without a collective timing out."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched_processes() -> int:
+    """How many processes torchrun started: `world_size` before the group is joined."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the terminal. True before the group is joined on rank 0 only."""
+    return rank() == 0 if dist.is_initialized() else int(os.environ.get("RANK", "0")) == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums `tensor` over all processes, in place, and returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The elementwise largest of `tensor` over all processes, in place, and returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_object(value: object) -> object:
+    """The main process's `value`, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wraps `module` for gradient averaging when there are several processes; the module itself otherwise."""
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@contextmanager
+def local_gradients(module: nn.Module, active: bool) -> Iterator[None]:
+    """Skips the gradient all-reduce of a replicated `module` while `active`: all but the last accumulation pass."""
+    if active and isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,29 @@
+"""Training: the loop and what the configs of its groups name."""
+
+from advtrain.engine.averaging import EMA, EpochEMA, NoAveraging
+from advtrain.engine.loggers import NoLogger, TensorBoard, WandB
+from advtrain.engine.optimizers import SGD, AdamW
+from advtrain.engine.schedules import Constant, Cosine, OneCycle, Step
+from advtrain.engine.trainer import Diverged, Ingredients, Interrupted, Trainer
+from advtrain.engine.weight_perturbation import AWP, NoPerturbation
+
+__all__ = [
+    "AWP",
+    "EMA",
+    "SGD",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Diverged",
+    "EpochEMA",
+    "Ingredients",
+    "Interrupted",
+    "NoAveraging",
+    "NoLogger",
+    "NoPerturbation",
+    "OneCycle",
+    "Step",
+    "TensorBoard",
+    "Trainer",
+    "WandB",
+]

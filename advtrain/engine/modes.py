@@ -1,0 +1,66 @@
+"""Temporary states of a model, restored on exit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batchnorm: str = "eval") -> Iterator[None]:
+    """The state in which training attacks run: parameters take no gradient, and nothing that runs leaves a trace.
+
+    Args:
+        model: the bare model, not its DDP wrapper.
+        batchnorm: "eval" puts the whole model in eval mode. "train" puts it in train mode, so that attacks see batch
+            statistics; the running averages that the attack's passes change are put back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = buffer_copies(model) if batchnorm == "train" else {}
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        model.train(batchnorm == "train")
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+        restore_buffers(model, buffers)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the buffers (running statistics) back on exit."""
+    buffers = buffer_copies(model)
+    try:
+        yield
+    finally:
+        restore_buffers(model, buffers)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode, with each module's own mode back on exit."""
+    modes = [(module, module.training) for root in modules for module in root.modules()]
+    try:
+        for root in modules:
+            root.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def buffer_copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+@torch.no_grad()
+def restore_buffers(model: nn.Module, copies: dict[str, torch.Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        if name in copies:
+            buffer.copy_(copies[name])

@@ -1,0 +1,139 @@
+"""The run directory: named by the choices, bound to one configuration, never overwritten by another."""
+
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import advtrain
+from advtrain.engine.checkpoints import write_text
+from advtrain.types import SettingError
+
+# Where things are and how they are shown: not part of what a run is, so neither its name nor a resume looks at them.
+CIRCUMSTANCES = (
+    "name",
+    "run_root",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "logger",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.log_every",
+    "export",
+)
+FIRST_CHOICES = ("data", "model", "attack", "loss")
+
+
+def run_name(overrides: Sequence[str], choices: Mapping[str, str], seed: int) -> str:
+    """A name without a timestamp: the experiment or the first choices, what else was overridden, the seed.
+
+    Args:
+        overrides: of the command line, "key=value" each.
+        choices: the config chosen in each group.
+        seed: of the run.
+    """
+    experiment = choices.get("experiment")
+    base = [experiment] if experiment and experiment != "null" else [choices[group] for group in FIRST_CHOICES]
+    named = {"experiment", "seed"} if len(base) == 1 else {"experiment", "seed", *FIRST_CHOICES}
+    extra = []
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in named and not is_circumstance(key):
+            extra.append(value if key in choices else f"{key}-{value}")
+    return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in [*base, *extra, f"seed{seed}"])
+
+
+def is_circumstance(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in CIRCUMSTANCES)
+
+
+def claim(directory: Path, config: dict[str, Any]) -> None:
+    """Makes the directory this configuration's own, or confirms that it is.
+
+    Writes config.yaml: the resolved configuration, and under `provenance` the command, versions and git commit.
+
+    Raises:
+        SettingError: the directory holds a run of another configuration.
+    """
+    path = directory / "config.yaml"
+    if not path.exists():
+        stored = {**config, "provenance": provenance()}
+        write_text(path, yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
+        return
+    old, new = flat(load_config(directory)), flat(config)
+    differing = [
+        f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not is_circumstance(key)
+    ]
+    if differing:
+        raise SettingError(
+            f"{directory}: expected the configuration of the run that is there, got other values of "
+            f"{', '.join(differing)}; choose another name=… or remove that folder"
+        )
+
+
+def load_config(directory: Path) -> dict[str, Any]:
+    """The stored configuration of a run, without its provenance.
+
+    Raises:
+        SettingError: there is none.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise SettingError(f"expected a run directory with a config.yaml, got {directory}; give the path of a run")
+    config = yaml.safe_load(path.read_text())
+    config.pop("provenance", None)
+    return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """What else is needed to run it again: the command, the git commit and the versions."""
+    return {
+        "command": " ".join(["advtrain", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), "advtrain": advtrain.__version__}
+        | {name: _version(name) for name in ("torch", "torchvision", "numpy", "hydra-core", "pyautoattack")},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package is in, marked when files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,156 @@
+"""One optimiser step of adversarial training."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advtrain import distributed
+from advtrain.data.base import Batch
+from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
+from advtrain.engine.weight_perturbation import WeightPerturbation
+from advtrain.losses import Loss
+from advtrain.random import BatchRows, seeded_generator, stream_seed
+from advtrain.types import Attack, Images, Labels, Parts
+
+
+class OuterPass(nn.Module):
+    """The outer loss as one forward of one module, so that DDP sees x and x' in a single pass before the backward."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        # In a list, so that the class prior is not the module's buffer: DDP would overwrite each process's share.
+        self._loss = [loss]
+
+    def forward(self, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
+        return self._loss[0].outer(self.model, x, x_adv, y)
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are represented during training.
+
+    Attributes:
+        device: where the model is.
+        dtype: of weights and images.
+        autocast: whether the passes of the model run in bfloat16 where that is safe.
+        memory_format: of the model and of images.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    autocast: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def casting(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def images(self, x: Images) -> Images:
+        return x.to(dtype=self.dtype, memory_format=self.memory_format)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of the batch that go through the model together."""
+
+    x: Images
+    y: Labels
+    source: BatchRows
+    share: float  # of this process's rows
+
+
+class TrainingStep:
+    """Makes the adversarial images, computes the gradient and moves the weights.
+
+    Args:
+        model: the bare model; attacks run on it, not on its DDP wrapper.
+        loss: what is maximised inside and minimised outside.
+        optimizer: over the model's parameters.
+        numerics: device, dtype, autocast and layout.
+        batch_size: images per step over all processes.
+        accumulation: passes per process and step.
+        attack_batchnorm: "eval" or "train"; see `attack_mode`.
+        clip_norm: largest gradient norm; None for no clipping.
+        seed: of the run; names the random starts together with epoch and step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        numerics: Numerics,
+        batch_size: int,
+        accumulation: int,
+        attack_batchnorm: str,
+        clip_norm: float | None,
+        seed: int,
+    ) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.numerics = numerics
+        self.batch_size, self.accumulation = batch_size, accumulation
+        self.attack_batchnorm, self.clip_norm, self.seed = attack_batchnorm, clip_norm, seed
+        self._replica = distributed.replicate(OuterPass(model, loss), numerics.device)
+
+    def __call__(
+        self, batch: Batch, attack: Attack | None, perturbation: WeightPerturbation, epoch: int, step: int
+    ) -> Parts:
+        """Takes the step and returns the loss terms and accuracies on this process's rows, left on the device.
+
+        Args:
+            batch: this process's rows.
+            attack: makes the adversarial images; None trains on the natural ones.
+            perturbation: of the weights, during the loss.
+            epoch, step: where training is; with the seed they name the random starts.
+        """
+        # Whatever in the model draws from torch's global generator (dropout) is named by the step, too.
+        torch.manual_seed(stream_seed(self.seed, "model", epoch, step, distributed.rank()))
+        pieces = self._pieces(batch, epoch, step)
+        self.loss.start_batch(batch.y)
+        adversarial = [self._attacked(piece, attack) for piece in pieces]
+        self.optimizer.zero_grad(set_to_none=True)
+        with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
+            parts = self._accumulate(pieces, adversarial)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        return parts
+
+    def _pieces(self, batch: Batch, epoch: int, step: int) -> list[Piece]:
+        n = len(batch.y)
+        bounds = [n * i // self.accumulation for i in range(self.accumulation + 1)]
+        pieces = []
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            # Every piece draws from the start of the same stream and keeps its own rows: see advtrain.random.
+            generator = seeded_generator(self.seed, "attack", epoch, step, device=self.numerics.device)
+            rows = slice(batch.rows.start + start, batch.rows.start + stop)
+            x = self.numerics.images(batch.x[start:stop])
+            source = BatchRows(generator, self.batch_size, rows)
+            pieces.append(Piece(x, batch.y[start:stop], source, (stop - start) / n))
+        return pieces
+
+    def _attacked(self, piece: Piece, attack: Attack | None) -> Images:
+        if attack is None:
+            return piece.x
+        with attack_mode(self.model, self.attack_batchnorm), self.numerics.casting():
+            objective = self.loss.inner(self.model, piece.x, piece.y)
+            return attack(objective, piece.x, generator=piece.source)
+
+    def _accumulate(self, pieces: list[Piece], adversarial: list[Images]) -> Parts:
+        totals: Parts = {}
+        for i, (piece, x_adv) in enumerate(zip(pieces, adversarial, strict=True)):
+            with distributed.local_gradients(self._replica, i < len(pieces) - 1):
+                with self.numerics.casting():
+                    total, parts = self._replica(piece.x, x_adv, piece.y)
+                (total * piece.share).backward()
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0) + value.detach() * piece.share
+        return totals
+
+    def _ascent(self, pieces: list[Piece], adversarial: list[Images]) -> None:
+        # The extra passes must leave no trace: neither in BatchNorm's running statistics nor in the class prior.
+        with buffers_kept(self.model), evaluating(self.loss):
+            self._accumulate(pieces, adversarial)

@@ -1,0 +1,64 @@
+"""The state in which a model is evaluated, restored on exit: frozen, in eval mode, in exact float32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from advtrain.types import Images, Logits, SettingError
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and parameters that take no gradient: attacks need that of the images only.
+
+    Raises:
+        SettingError: a parameter is not float32; robust accuracy is reported for float32.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise SettingError(f"{name}: expected float32 parameters, got {parameter.dtype}; call model.float() first")
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32)
+    try:
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
+
+
+class Classifier(nn.Module):
+    """A model as attacks see it: images in, logits out, and image gradients that are contiguous.
+
+    A model in channels_last gives channels_last gradients, whose `view(n, -1)` fails inside AutoAttack. A compiled
+    model would be mistaken for one with an optimisation loop, so its eager form is used.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = getattr(model, "_orig_mod", model)
+
+    def forward(self, x: Images) -> Logits:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(torch.Tensor.contiguous)
+        return self.model(x)

@@ -1,0 +1,137 @@
+"""How a run ends: evaluation, bundle, verification, and what the person sees of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from advtrain.config import ThreatSettings, build
+from advtrain.engine import checkpoints
+from advtrain.engine import run_directory as directories
+from advtrain.engine.progress import console
+from advtrain.engine.trainer import device_named
+from advtrain.evaluation import EvaluationSettings, evaluate
+from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
+
+EVALUATION_FILE = "evaluation.json"
+ARRAYS_FILE = "adversarial.npz"
+
+
+def averaged_model(config: dict[str, Any], path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
+    """The averaged model of a checkpoint, in float32 and eval mode."""
+    state = checkpoints.load(path, device)
+    model = build(config["model"], trusted=trusted).to(device)
+    model.load_state_dict(state["averaged"])
+    return model.float().eval()
+
+
+def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> dict[str, Any] | None:
+    """evaluation.json of a trained run: made now, or read when an earlier call of the same command made it."""
+    settings: EvaluationSettings = parts["eval"]
+    if not settings.enabled:
+        console.print(f"no evaluation (eval=none); later: advtrain-eval model={directory}")
+        return None
+    path = directory / EVALUATION_FILE
+    if path.is_file():
+        return json.loads(path.read_text())
+    threat: ThreatSettings = parts["threat"]
+    device = device_named(parts["trainer"].device)
+    checkpoint = directory / "checkpoints" / f"{settings.checkpoint}.pt"
+    model = averaged_model(config, checkpoint, device, trusted=True)
+    result = evaluate(
+        model,
+        parts["data"].split("test"),
+        norm=threat.norm,
+        eps=threat.radius,
+        settings=settings,
+        device=device,
+        progress=console.print,
+    )
+    source = {"run": directory.name, "checkpoint": settings.checkpoint, "seed": config["seed"]}
+    result.save(directory, source=source | {"git_commit": directories.git_commit()})
+    return json.loads(path.read_text())
+
+
+def export_and_verify(
+    config: dict[str, Any], metadata: ExportMetadata, record: dict[str, Any], directory: Path, out: Path | None = None
+) -> tuple[Bundle, Verification] | None:
+    """Writes the bundle of an evaluated run and verifies it in a fresh process; None where there is nothing to prove.
+
+    Raises:
+        SettingError: the stored record is not of a run with attacks.
+    """
+    if not (directory / ARRAYS_FILE).is_file():
+        console.print("no bundle: the evaluation ran no attack, so there is nothing to verify it by")
+        return None
+    checkpoint = directory / "checkpoints" / f"{record['source']['checkpoint']}.pt"
+    model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=True)
+    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
+    bundle = export_bundle(
+        model,
+        model_target=config["model"]["_target_"],
+        model_arguments=arguments,
+        dataset=data_name(config),
+        eps_text=str(config["threat"]["eps"]),
+        norm=config["threat"]["norm"],
+        record=record,
+        arrays_path=directory / ARRAYS_FILE,
+        metadata=metadata,
+        directory=out or directory / "export",
+    )
+    # What advtrain-eval needs to evaluate the bundle again.
+    return bundle, verify_bundle(bundle.directory)
+
+
+def data_name(config: dict[str, Any]) -> str:
+    """The dataset's name as leaderboards write it."""
+    return config["data"]["_target_"].rpartition(".")[2].lower()
+
+
+def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification] | None) -> None:
+    """The final table and where everything is."""
+    threat = record["threat"]
+    table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
+    for heading, justify in (("", "left"), ("accuracy", "right"), ("correct", "right"), ("seconds", "right")):
+        table.add_column(heading, justify=justify)
+    for name, label in labels(record).items():
+        result = record[name]
+        correct = f"{result['correct']} / {result['n_examples']}"
+        table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{result['seconds']:.1f}")
+    console.print()
+    console.print(table)
+    flags = record.get("autoattack", {}).get("flags") or []
+    for flag in flags:
+        console.print(f"AutoAttack warns: {flag}")
+    lines = [
+        ("configuration", directory / "config.yaml"),
+        ("metrics", directory / "metrics.jsonl"),
+        ("best, last", directory / "checkpoints"),
+        ("evaluation", directory / EVALUATION_FILE),
+        ("adversarial images", directory / ARRAYS_FILE),
+    ]
+    if finished is not None:
+        bundle, verification = finished
+        lines.append(("bundle", bundle.directory))
+        lines.append(("", f"verified: {verification}"))
+    for label, path in lines:
+        exists = not isinstance(path, Path) or path.exists()
+        if exists:
+            console.print(f"{label:20}{path}")
+
+
+def labels(record: dict[str, Any]) -> dict[str, str]:
+    """What was measured, as people call it; a subset is called one."""
+    named = {"clean": "clean"}
+    if "pgd" in record:
+        settings = record["pgd"]["settings"]
+        named["pgd"] = f"PGD-{settings['steps']}, {settings['restarts']} restarts"
+    if "autoattack" in record:
+        named["autoattack"] = f"AutoAttack ({record['autoattack']['settings']['version']})"
+    largest = max(record[name]["n_examples"] for name in named)
+    return {
+        name: label if record[name]["n_examples"] == largest else f"{label}, first {record[name]['n_examples']} images"
+        for name, label in named.items()
+    }

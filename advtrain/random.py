@@ -1,0 +1,61 @@
+"""Random draws that do not depend on how a batch is cut up.
+
+Every draw of a run comes from a stream named by (seed, purpose, epoch, step). A process that holds some rows of a
+batch draws for the whole batch and keeps its own rows (`BatchRows`), so one process with 128 images, two with 64 and
+gradient accumulation over 4 × 32 see the same numbers, bit for bit, and a resumed run needs no stored state.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def stream_seed(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed for the stream named by `keys`; unrelated for any two different names."""
+    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seeded_generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` for the stream named by `keys`, e.g. `seeded_generator(0, "attack", epoch, step)`."""
+    generator = torch.Generator(device)
+    generator.manual_seed(stream_seed(seed, *keys))
+    return generator
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The rows of a global batch that this process holds; draws are made for all rows and cut to these."""
+
+    generator: torch.Generator
+    batch_size: int  # of the whole batch
+    rows: slice
+
+    def part(self, rows: slice) -> "BatchRows":
+        """The same stream, cut to `rows` counted from this part's first row."""
+        first = self.rows.start
+        return BatchRows(self.generator, self.batch_size, slice(first + rows.start, first + rows.stop))
+
+
+Source = torch.Generator | BatchRows | None  # None: torch's global generator
+
+
+def uniform_like(x: Tensor, low: float, high: float, source: Source = None) -> Tensor:
+    """Uniform draws from [low, high) with the shape, dtype and device of `x`."""
+    return _draw(torch.rand, x, source) * (high - low) + low
+
+
+def normal_like(x: Tensor, source: Source = None) -> Tensor:
+    """Standard normal draws with the shape, dtype and device of `x`."""
+    return _draw(torch.randn, x, source)
+
+
+def _draw(distribution, x: Tensor, source: Source) -> Tensor:
+    if not isinstance(source, BatchRows):
+        return distribution(x.shape, generator=source, dtype=x.dtype, device=x.device)
+    if len(x) != source.rows.stop - source.rows.start:
+        raise ValueError(f"expected {source.rows} of the batch, got {len(x)} images; cut with BatchRows.part")
+    whole = (source.batch_size, *x.shape[1:])
+    return distribution(whole, generator=source.generator, dtype=x.dtype, device=x.device)[source.rows]

@@ -1,0 +1,187 @@
+"""What the commands do, once the configuration is plain values: check, build, train, evaluate, export, show."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import advtrain
+from advtrain import distributed
+from advtrain.config import ThreatSettings, TrainerSettings, build, typed
+from advtrain.engine import Ingredients, Trainer
+from advtrain.engine import run_directory as directories
+from advtrain.engine.progress import console, duration
+from advtrain.engine.trainer import device_named
+from advtrain.evaluation import EvaluationSettings
+from advtrain.export.metadata import ExportMetadata
+from advtrain.random import stream_seed
+from advtrain.types import SettingError
+
+PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
+
+
+def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
+    """Builds everything that is cheap and checks that the choices go together; returns the parts by group.
+
+    No model is built and no data is decoded.
+
+    Raises:
+        SettingError: something cannot be used.
+    """
+    parts: dict[str, Any] = {"threat": typed(ThreatSettings, config["threat"], "threat")}
+    parts["trainer"] = typed(TrainerSettings, config["trainer"], "trainer")
+    parts["eval"] = typed(EvaluationSettings, config["eval"], "eval")
+    parts["export"] = typed(ExportMetadata, config["export"], "export")
+    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
+        raise SettingError(f"seed: expected an integer, got {config['seed']!r}; give a whole number")
+    _check_class_count(config)
+    for group in PARTS:
+        parts[group] = None if config[group]["_target_"] is None else build(config[group], trusted=trusted)
+    _check_combination(parts, config)
+    parts["data"] = dataset(config["data"], trusted=trusted)
+    parts["data"].check()
+    device_named(parts["trainer"].device)
+    return parts
+
+
+def dataset(config: dict[str, Any], *, trusted: bool = True) -> Any:
+    """The dataset of a config, whose threat model belongs to the run and not to the constructor."""
+    return build({key: value for key, value in config.items() if not key.startswith("threat_")}, trusted=trusted)
+
+
+def train_run(config: dict[str, Any], name: str) -> None:
+    """Trains, evaluates, exports and verifies; continues where an earlier call of the same command stopped."""
+    parts = check_training(config)
+    directory = Path(config["run_root"]) / name
+    settings: TrainerSettings = parts["trainer"]
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    device = device_named(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not settings.deterministic
+    if distributed.is_main():
+        directories.claim(directory, config)
+    with distributed.process_group(device):
+        trainer = _trainer(config, parts, directory)
+        if distributed.is_main():
+            console.print(_opening(trainer, parts, directory))
+        trainer.fit()
+        distributed.leave()  # the others are done; evaluation may take longer than a collective may wait
+    if distributed.is_main():
+        _conclude(config, parts, trainer, directory)
+
+
+def _trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
+    data = parts["data"]
+    torch.manual_seed(stream_seed(config["seed"], "weights"))
+    model = build(config["model"])
+    check_model(model, data.image_shape, data.num_classes)
+    groups = {group: parts[group] for group in PARTS}
+    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **groups)
+    return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
+
+
+def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Confirms with one black image that the model takes such images and answers with so many logits.
+
+    Raises:
+        SettingError: it does not.
+    """
+    shape = "×".join(map(str, image_shape))
+    remedy = "choose another model= or data="
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, *image_shape))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SettingError(
+            f"model: expected one that takes {shape} images, got an error ({reason}); {remedy}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if tuple(logits.shape) != (1, num_classes):
+        got = f"{tuple(logits.shape)} for one image"
+        raise SettingError(f"model: expected {num_classes} logits per image, got {got}; {remedy}")
+
+
+def _check_class_count(config: dict[str, Any]) -> None:
+    if config["data"].get("num_classes") is not None:
+        return
+    data = config["data"]["_target_"].rpartition(".")[2]
+    loss = config["loss"]["_target_"].rpartition(".")[2]
+    needs = f"loss {loss} keeps a class prior, one row per class" if "num_classes" in config["loss"] else "the model"
+    raise SettingError(
+        f"data.num_classes: expected the number of classes ({needs}), but data {data} declares none; "
+        "add data.num_classes=10 (say), or choose a loss without a prior such as loss=trades"
+    )
+
+
+def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
+    attack, loss, settings = parts["attack"], parts["loss"], parts["trainer"]
+    name = type(loss).__name__
+    if loss.needs_attack and attack is None:
+        raise SettingError(
+            f"attack=none with loss {name}: expected an attack, since {name} trains on adversarial images; "
+            "choose attack=pgd or loss=standard"
+        )
+    if loss.needs_attack and attack.init == "none" and loss.inner_objective in ("kl", "ikl"):
+        raise SettingError(
+            f"attack.init=none with loss.inner={loss.inner_objective}: expected a start away from the image, where the "
+            "gradient of that objective is zero; choose attack.init=uniform or loss.inner=ce"
+        )
+    rows, rest = divmod(settings.batch_size, distributed.launched_processes())
+    if rest or rows < settings.accumulation:
+        raise SettingError(
+            f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
+            f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
+        )
+
+
+def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
+    """What is about to happen, with the resolved objective as a formula."""
+    data, loss, settings = parts["data"], parts["loss"], parts["trainer"]
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    sizes = ", ".join(f"{len(data.split(s)):,} {word}" for s, word in (("train", "train"), ("validation", "held out")))
+    inner = {
+        "ce": "CE(f(x'), y)",
+        "kl": "KL(f(x) || f(x'))",
+        "margin": "max_j≠y f_j(x') - f_y(x')",
+        "ikl": "IKL(f(x), f(x'))",
+    }
+    lines = [
+        f"advtrain {advtrain.__version__}  →  {directory}",
+        f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
+        f"model     {type(trainer.model).__name__}, {parameters:,} parameters",
+        f"minimise  {loss.formula()}",
+    ]
+    if loss.needs_attack:
+        lines.append(f"where x'  maximises {inner[loss.inner_objective]}, {parts['attack'].describe()}")
+        lines.append(f"          with BatchNorm in {settings.attack_batchnorm} mode")
+    elif parts["attack"] is not None:
+        lines.append("          no attack: the configured one is not used by this loss")
+    precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
+        " with bfloat16 autocast" if trainer.numerics.autocast else ""
+    )
+    lines.append(
+        f"numerics  {precision} on {trainer.device} × {distributed.world_size()}, batch {settings.batch_size}, "
+        f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
+    )
+    return "\n".join(lines)
+
+
+def _conclude(config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path) -> None:
+    from advtrain.finish import evaluate_run, export_and_verify, show
+
+    position = trainer.position
+    console.print(
+        f"trained {position.epoch} epochs in {duration(position.seconds)}; best held-out robust accuracy "
+        f"{position.best_robust:.2%} (clean {position.best_clean:.2%}) after epoch {position.best_epoch}"
+    )
+    record = evaluate_run(config, parts, directory)
+    if record is not None:
+        bundle = export_and_verify(config, parts["export"], record, directory)
+        show(record, directory, bundle)

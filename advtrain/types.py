@@ -1,0 +1,36 @@
+"""The words that signatures are written in: tensor roles, the objective of an attack, and the one error users see.
+
+Shapes are jaxtyping annotations: n images, c channels, h × w pixels, k classes. They are checked under pytest only.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "n c h w"]  # pixels in [0, 1]
+Logits = Float[Tensor, "n k"]
+Labels = Int[Tensor, " n"]
+PerImage = Float[Tensor, " n"]
+Scalar = Float[Tensor, ""]
+
+# What an attack maximises. It knows the model and the labels, so that the attack need not.
+Objective = Callable[[Tensor], Tensor]  # Images -> PerImage
+
+Parts = dict[str, Tensor]  # the named, detached terms of a loss, for the log
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used: one line that says what was expected, what came, and the remedy.
+
+    The command line prints the line and exits with 2 before any compute is spent.
+    """
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Finds images near `x` on which the objective is large; see `advtrain.attacks`."""
+
+    def __call__(self, objective: Objective, x: Tensor, *, generator: "torch.Generator | None" = None) -> Tensor: ...
