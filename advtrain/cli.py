@@ -41,6 +41,9 @@ def train() -> None:
     overrides, own_folder = overrides_of(arguments), own_config_folder(arguments)
     sweeping = bool({"-m", "--multirun"} & set(arguments))
 
+    if "--cfg" in arguments:
+        _print_config(compose("train", overrides, own_folder))
+        return
     for point in sweep_points(overrides) if sweeping else [overrides]:
         config = compose("train", point, own_folder)
         _runs().check_training(config)  # every point of a sweep, before the first one starts
@@ -54,7 +57,7 @@ def evaluate() -> None:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         arguments[0] = f"model={_quoted(arguments[0])}"
     compose("eval", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("eval", arguments, lambda config, hydra: _runs().evaluation_run(config))
+    _hydra_main("eval", arguments, lambda config, hydra: _finish().evaluation_run(config))
 
 
 @reported
@@ -64,7 +67,7 @@ def export() -> None:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         arguments[0] = f"run={_quoted(arguments[0])}"
     compose("export", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("export", arguments, lambda config, hydra: _runs().export_run(config))
+    _hydra_main("export", arguments, lambda config, hydra: _finish().export_run(config))
 
 
 def _start(command: str, arguments: Sequence[str]) -> list[str]:
@@ -110,10 +113,12 @@ def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str,
 def _fail_known(error: Exception) -> NoReturn:
     """One line for what a run can end with; anything else is a defect and keeps its traceback."""
     from advtrain.engine import Diverged, Interrupted
+    from advtrain.evaluation import EvaluationError
+    from advtrain.export import VerificationError
 
     if isinstance(error, Interrupted):
         _fail(f"stopped by {error}; the state is saved, and the same command continues", error.exit_code)
-    if isinstance(error, Diverged):
+    if isinstance(error, Diverged | EvaluationError | VerificationError):
         _fail(error, 1)
     raise error
 
@@ -122,6 +127,12 @@ def _fail(message: object, code: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"advtrain: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _print_config(config: dict[str, Any]) -> None:
+    import yaml
+
+    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
 
 
 def _name(config: dict[str, Any], hydra: Any) -> str:
@@ -138,6 +149,12 @@ def _runs() -> Any:
     from advtrain import runs  # heavy: PyTorch and all parts
 
     return runs
+
+
+def _finish() -> Any:
+    from advtrain import finish
+
+    return finish
 
 
 if __name__ == "__main__":

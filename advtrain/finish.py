@@ -6,26 +6,18 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from advtrain.config import ThreatSettings, build
-from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.engine.progress import console
 from advtrain.engine.trainer import device_named
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
+from advtrain.sources import averaged_model, find
+from advtrain.types import SettingError
 
 EVALUATION_FILE = "evaluation.json"
 ARRAYS_FILE = "adversarial.npz"
-
-
-def averaged_model(config: dict[str, Any], path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
-    """The averaged model of a checkpoint, in float32 and eval mode."""
-    state = checkpoints.load(path, device)
-    model = build(config["model"], trusted=trusted).to(device)
-    model.load_state_dict(state["averaged"])
-    return model.float().eval()
 
 
 def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> dict[str, Any] | None:
@@ -56,18 +48,24 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
 
 
 def export_and_verify(
-    config: dict[str, Any], metadata: ExportMetadata, record: dict[str, Any], directory: Path, out: Path | None = None
+    config: dict[str, Any],
+    metadata: ExportMetadata,
+    record: dict[str, Any],
+    directory: Path,
+    out: Path | None = None,
+    *,
+    trusted: bool = True,
 ) -> tuple[Bundle, Verification] | None:
     """Writes the bundle of an evaluated run and verifies it in a fresh process; None where there is nothing to prove.
 
     Raises:
-        SettingError: the stored record is not of a run with attacks.
+        VerificationError: the bundle does not hold what it says.
     """
     if not (directory / ARRAYS_FILE).is_file():
         console.print("no bundle: the evaluation ran no attack, so there is nothing to verify it by")
         return None
     checkpoint = directory / "checkpoints" / f"{record['source']['checkpoint']}.pt"
-    model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=True)
+    model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=trusted)
     arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
     bundle = export_bundle(
         model,
@@ -80,14 +78,74 @@ def export_and_verify(
         arrays_path=directory / ARRAYS_FILE,
         metadata=metadata,
         directory=out or directory / "export",
+        recipe=config,
     )
-    # What advtrain-eval needs to evaluate the bundle again.
     return bundle, verify_bundle(bundle.directory)
 
 
 def data_name(config: dict[str, Any]) -> str:
     """The dataset's name as leaderboards write it."""
     return config["data"]["_target_"].rpartition(".")[2].lower()
+
+
+def evaluation_run(config: dict[str, Any]) -> None:
+    """`advtrain-eval`: evaluates whatever `model` names and writes evaluation.json and adversarial.npz.
+
+    Raises:
+        SettingError: something cannot be used.
+    """
+    settings = typed(EvaluationSettings, config["eval"], "eval")
+    if config["threads"] is not None:
+        torch.set_num_threads(checks.integer("threads", config["threads"], low=1))
+    device = device_named(checks.choice("device", config["device"], ("auto", "cpu", "cuda")))
+    source = find(config, device)
+    norm = source.norm if config["norm"] is None else str(config["norm"])
+    threat = ThreatSettings(norm, source.eps if config["eps"] is None else str(config["eps"]))
+    data_config = source.data if config["data_root"] is None else {**source.data, "root": config["data_root"]}
+    data = build({key: value for key, value in data_config.items() if not key.startswith("threat_")})
+    data.check()
+    eps_word = threat.eps.replace("/", "_")
+    directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
+    result = evaluate(
+        source.model,
+        data.split("test"),
+        norm=threat.norm,
+        eps=threat.radius,
+        settings=settings,
+        device=device,
+        progress=console.print,
+    )
+    described = {"model": config["model"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
+    result.save(directory, source=described)
+    show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
+
+
+def export_run(config: dict[str, Any]) -> None:
+    """`advtrain-export`: writes the bundle of an evaluated run and verifies it, or verifies a bundle.
+
+    Raises:
+        SettingError: something cannot be used.
+        VerificationError: the bundle does not hold what it says.
+    """
+    if (config["run"] is None) == (config["verify"] is None):
+        raise SettingError("expected run=FOLDER or verify=BUNDLE, got neither or both; give one of them")
+    if config["verify"] is not None:
+        console.print(f"verified: {verify_bundle(Path(config['verify']))}")
+        return
+    directory = Path(config["run"])
+    stored = directories.load_config(directory)
+    path = directory / EVALUATION_FILE
+    if not path.is_file():
+        raise SettingError(f"run: expected a run with {EVALUATION_FILE}, got {directory} without; train it to the end")
+    metadata = typed(ExportMetadata, config["export"], "export")
+    record = json.loads(path.read_text())
+    out = None if config["out"] is None else Path(config["out"])
+    finished = export_and_verify(stored, metadata, record, directory, out, trusted=config["trust"])
+    if finished is not None:
+        bundle, verification = finished
+        console.print(f"bundle    {bundle.directory}\nverified  {verification}")
+        for line in (*bundle.to_fill, *bundle.obstacles):
+            console.print(f"note      {line}")
 
 
 def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification] | None) -> None:

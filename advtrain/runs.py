@@ -65,7 +65,7 @@ def train_run(config: dict[str, Any], name: str) -> None:
     if distributed.is_main():
         directories.claim(directory, config)
     with distributed.process_group(device):
-        trainer = _trainer(config, parts, directory)
+        trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
             console.print(_opening(trainer, parts, directory))
         trainer.fit()
@@ -74,7 +74,12 @@ def train_run(config: dict[str, Any], name: str) -> None:
         _conclude(config, parts, trainer, directory)
 
 
-def _trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
+def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
+    """The trainer of a checked configuration, with a fresh model.
+
+    Raises:
+        SettingError: the model does not fit the data.
+    """
     data = parts["data"]
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(config["model"])

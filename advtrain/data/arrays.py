@@ -49,7 +49,8 @@ def whole(images: Tensor, labels: Tensor) -> ArraySplit:
 
 def pixels(images: Tensor) -> Images:
     """uint8 images as contiguous float32 in [0, 1]."""
-    return images.contiguous().float().div_(255)
+    # By a tensor: CUDA divides by a Python number through its rounded reciprocal, one bit off in half of the levels.
+    return images.contiguous().float().div_(torch.full((), 255.0, device=images.device))
 
 
 class ArrayLoader:
@@ -88,8 +89,9 @@ class ArrayLoader:
         batches = permutation(len(self._split), self._seed, epoch).split(self._batch_size)
         for step in range(start_step, self.steps_per_epoch):
             chosen = batches[step][self._rows]
-            images = self._images[self._split.members[chosen].to(self._device)]
+            images = self._images[self._split.members[chosen].to(self._device, non_blocking=True)]
             if self._augment == "crop_flip":
                 generator = seeded_generator(self._seed, "augment", epoch, step)
                 images = random_crop_flip(images, self._padding, BatchRows(generator, self._batch_size, self._rows))
-            yield Batch(pixels(images), self._split.labels[chosen].to(self._device), self._rows)
+            labels = self._split.labels[chosen].to(self._device, non_blocking=True)
+            yield Batch(pixels(images), labels, self._rows)

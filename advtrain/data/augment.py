@@ -19,7 +19,7 @@ def random_crop_flip(images: Tensor, padding: int, source: Source = None) -> Ten
         uint8 images of the same shape and device, contiguous.
     """
     n, channels, height, width = images.shape
-    draws = uniform_like(torch.empty(n, 3), 0, 1, source).to(images.device)
+    draws = uniform_like(torch.empty(n, 3), 0, 1, source).to(images.device, non_blocking=True)
     top, left = (draws[:, :2] * (2 * padding + 1)).long().unbind(1)
     across = torch.arange(width, device=images.device)
     across = torch.where(draws[:, 2:] < 0.5, across.flip(0), across)

@@ -51,9 +51,11 @@ class CIFAR(ArrayDataset):
     def check(self) -> None:
         absent = self._absent()
         if absent and not self.download:
+            folder = self.root / self.folder
+            got = f"no {', '.join(absent)}" if folder.is_dir() else "no such folder"
             raise SettingError(
-                f"data.root: expected {self.root / self.folder}/ with {', '.join(self.files)}, got no "
-                f"{', '.join(absent)}; give the folder that holds {self.folder}/, or use data.download=true"
+                f"data.root: expected {folder}/ with {', '.join(self.files)}, got {got}; "
+                f"give the folder that holds {self.folder}/, or use data.download=true"
             )
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,8 @@ class Digits(ArrayDataset):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
 
-        bunch = load_digits()
-        labels = torch.from_numpy(bunch["target"]).long()
+        levels, target = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+        labels = target.long()
         members = held_out(labels, TEST_SIZE, TEST_SEED)[0 if train else 1]
-        levels = torch.from_numpy(bunch["images"])[members, None]
-        return (levels * (255 / 16)).round().to(torch.uint8), labels[members]
+        images = (levels * (255 / 16)).round().to(torch.uint8).view(-1, *self.image_shape)
+        return images[members], labels[members]

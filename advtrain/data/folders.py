@@ -105,7 +105,7 @@ class FolderLoader:
         self._plan.set(epoch, batches)
         for chosen, images in zip(batches, self._images, strict=True):
             x = pixels(images.to(self._device, non_blocking=True))
-            yield Batch(x, self._labels[chosen].to(self._device), self._rows)
+            yield Batch(x, self._labels[chosen].to(self._device, non_blocking=True), self._rows)
 
 
 class _Plan:

@@ -32,7 +32,7 @@ class ImageFolder(Dataset):
         augment: "resized_crop" (a random part of the image, scaled to the square, and flipped half of the time) or
             "none" (as outside training).
         min_scale: smallest share of an image's area that a random part may have.
-        workers: processes that decode training images, and threads that decode others.
+        workers: processes that decode training images, and threads that decode others, for each process of the run.
     """
 
     name = "imagenet"
@@ -71,8 +71,8 @@ class ImageFolder(Dataset):
         if classes != others:
             name = sorted(set(classes) ^ set(others))[0]
             raise SettingError(
-                f"data.root: expected the same class folders in train/ and val/ of {self.root}, got {name} in one only; "
-                "add or remove it"
+                f"data.root: expected the same class folders in train/ and val/ of {self.root}, got {name} in one; "
+                "add it to the other"
             )
 
     def split(self, name: str) -> FolderSplit:

@@ -71,28 +71,19 @@ def run_autoattack(
     num_classes = logits[0].shape[1]
     log = AttackLog(len(x), correct, report)
     with listening(log), _undisturbed(device):
-        adversary = AutoAttack(
+        adversary: Any = AutoAttack(
             model,
-            norm=NORM_WORDS[norm],
+            norm=NORM_WORDS[norm],  # pyright: ignore[reportArgumentType]
             eps=eps,
             seed=settings.seed,
             device=device,
-            version=settings.version,
-            attacks=list(settings.attacks) or None,
+            version=settings.version,  # pyright: ignore[reportArgumentType]
+            attacks=list(settings.attacks) or None,  # pyright: ignore[reportArgumentType]
         )
-        fallback = _fit_classes(adversary, num_classes)
-        record = {
-            "implementation": "pyautoattack",
-            "version": settings.version,
-            "attacks": list(adversary.attacks_to_run),
-            "fallback": fallback,
-            "parameters": {attack: _parameters(adversary, attack) for attack in adversary.attacks_to_run},
-            "seed": settings.seed,
-            "batch_size": settings.batch_size,
-        }
+        used = _record(adversary, settings, _fit_classes(adversary, num_classes))
         x_adv, predictions = adversary.run_standard_evaluation(x, y, batch_size=settings.batch_size)
     robust = predictions == y
-    return AutoAttackOutcome(x_adv, robust, _after(log, int(robust.sum())), list(log.flags.values()), record)
+    return AutoAttackOutcome(x_adv, robust, _after(log, int(robust.sum())), list(log.flags.values()), used)
 
 
 def attacks_for(attacks: Sequence[str], num_classes: int) -> list[str]:
@@ -106,7 +97,7 @@ def attacks_for(attacks: Sequence[str], num_classes: int) -> list[str]:
     return possible
 
 
-def _fit_classes(adversary: AutoAttack, num_classes: int) -> str | None:
+def _fit_classes(adversary: Any, num_classes: int) -> str | None:
     """Adapts the attacks to the class count; says in one line what differs from the version's definition, if anything.
 
     Raises:
@@ -134,7 +125,19 @@ def _fit_classes(adversary: AutoAttack, num_classes: int) -> str | None:
     return f"with {num_classes} classes: {'; '.join(changes)}" if changes else None
 
 
-def _parameters(adversary: AutoAttack, attack: str) -> dict[str, int]:
+def _record(adversary: Any, settings: AutoAttackSettings, fallback: str | None) -> dict[str, Any]:
+    return {
+        "implementation": "pyautoattack",
+        "version": settings.version,
+        "attacks": list(adversary.attacks_to_run),
+        "fallback": fallback,
+        "parameters": {attack: _parameters(adversary, attack) for attack in adversary.attacks_to_run},
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+    }
+
+
+def _parameters(adversary: Any, attack: str) -> dict[str, int]:
     """What the attack will use, read from upstream's objects."""
     if attack == "square":
         return {"queries": adversary.square.n_queries, "restarts": adversary.square.n_restarts}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from advtrain import checks
 from advtrain.data.base import Split
 from advtrain.evaluation.autoattack import NORM_WORDS, run_autoattack
-from advtrain.evaluation.modes import Classifier, exact_float32, frozen
+from advtrain.evaluation.modes import eager, exact_float32, frozen
 from advtrain.evaluation.pgd import attack_batch, pgd_attack
 from advtrain.evaluation.records import Evaluation, Evidence, Result
 from advtrain.evaluation.settings import EvaluationSettings
@@ -46,9 +46,7 @@ def evaluate(
         EvaluationError: an attack's verdict is not backed by its image.
     """
     checks.choice("threat.norm", norm, tuple(NORM_WORDS))
-    run = _Run(
-        Classifier(model), split, norm, checks.radius("threat.eps", eps, norm), settings, device, progress or _silent
-    )
+    run = _Run(eager(model), split, norm, checks.radius("threat.eps", eps, norm), settings, device, progress or _silent)
     with frozen(model), exact_float32():
         clean = run.clean()
         pgd, evidence = run.pgd() if settings.pgd.enabled else (None, None)
@@ -150,6 +148,7 @@ class _Run:
 
     def _images(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self.split.fetch(part, "cpu") for part in indices.split(self.settings.batch_size)]
+        # Contiguous, because AutoAttack takes views of gradients that have the layout of the images.
         return torch.cat(parts).contiguous(), self.split.labels[indices]
 
     def _verified(self, x: Tensor, x_adv: Tensor, y: Tensor, claimed: Tensor) -> tuple[int, int]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from advtrain.types import Images, Logits, SettingError
+from advtrain.types import SettingError
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     before = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32)
     try:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
@@ -46,19 +48,6 @@ def exact_float32() -> Iterator[None]:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
 
 
-class Classifier(nn.Module):
-    """A model as attacks see it: images in, logits out, and image gradients that are contiguous.
-
-    A model in channels_last gives channels_last gradients, whose `view(n, -1)` fails inside AutoAttack. A compiled
-    model would be mistaken for one with an optimisation loop, so its eager form is used.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = getattr(model, "_orig_mod", model)
-
-    def forward(self, x: Images) -> Logits:
-        if x.requires_grad:
-            x = x.view_as(x)
-            x.register_hook(torch.Tensor.contiguous)
-        return self.model(x)
+def eager(model: nn.Module) -> nn.Module:
+    """The model behind `torch.compile`: AutoAttack takes a compiled one for a model that optimises as it predicts."""
+    return getattr(model, "_orig_mod", model)

@@ -9,6 +9,7 @@ real one is absent, `import_robustbench` offers that name, made of `pyautoattack
 import importlib
 import logging
 import sys
+import warnings
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -102,7 +103,8 @@ def import_robustbench() -> ModuleType:
         raise SettingError(f"robustbench: expected the package, got none; {INSTALL}")
     _offer_autoattack()
     try:
-        return importlib.import_module("robustbench")
+        with warnings.catch_warnings(action="ignore"):  # of what its pinned dependencies deprecate
+            return importlib.import_module("robustbench")
     except ImportError as error:
         hint = " (setuptools below 82 brings it)" if error.name == "pkg_resources" else ""
         raise SettingError(f"robustbench: expected a package that imports, got {error}{hint}; {INSTALL}") from error
@@ -139,13 +141,11 @@ def load_zoo_model(
     missing = [path for path in files if not path.is_file()]
     if not files and not download:
         raise SettingError(
-            f"model: expected a model with a file of weights, got {name!r}, whose weights timm or torchvision download; "
+            f"model: expected a model with a file of weights, got {name!r}, whose weights another package downloads; "
             "pass download=true"
         )
     if missing and not download:
-        raise SettingError(
-            f"model_dir: expected {missing[0]}, got no such file; download it from RobustBench's zoo or pass download=true"
-        )
+        raise SettingError(f"model_dir: expected {missing[0]}, got no such file; put it there or pass download=true")
     for path in files:
         if path.is_file():
             _check_not_a_page(path)

@@ -72,7 +72,7 @@ class AutoAttackSettings:
             )
         if self.version != "custom" and self.attacks:
             raise SettingError(
-                f"eval.autoattack.attacks: expected no list with version={self.version}, got {', '.join(self.attacks)}; "
+                f"eval.autoattack.attacks: expected none with version={self.version}, got {', '.join(self.attacks)}; "
                 "set eval.autoattack.version=custom"
             )
 

@@ -98,7 +98,8 @@ class DMWideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer(self.init_conv((x - self.mean) / self.std))
-        return self.logits(self.act(self.batchnorm(out)).mean((2, 3)))
+        out = self.act(self.batchnorm(out))
+        return self.logits(F.avg_pool2d(out, out.shape[2:]).flatten(1))  # pools as RobustBench's class does, to the bit
 
 
 def _check_sizes(num_classes: int, depth: int, width: int, activation: str) -> None:

@@ -50,7 +50,7 @@ def timm_model(*, name: str | None, num_classes: int = 1000, pretrained: bool = 
     checks.flag("model.pretrained", pretrained)
     if name is None:
         raise SettingError("model.name: expected a model of timm, got none; add model.name=convnext_tiny (say)")
-    if not timm.is_model(name):
+    if not isinstance(name, str) or not timm.is_model(name):
         near = ", ".join(get_close_matches(str(name), timm.list_models(), n=3))
         remedy = f"did you mean {near}?" if near else "see timm.list_models()"
         raise SettingError(f"model.name: expected a model of timm, got {name!r}; {remedy}")

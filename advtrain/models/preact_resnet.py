@@ -68,7 +68,7 @@ class PreActResNet(nn.Module):
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         if self.bn_before_fc:
             out = F.relu(self.bn(out))
-        return self.linear(out.mean((2, 3)))
+        return self.linear(F.avg_pool2d(out, out.shape[2:]).flatten(1))  # pools as RobustBench's class does, to the bit
 
 
 def _layer(channels_in: int, channels_out: int, blocks: int, stride: int, out_shortcut: bool) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """Wide ResNets for CIFAR-sized images, with the state dict of RobustBench's `WideResNet` (from TRADES' code)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -81,4 +82,5 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(self.act(self.bn1(out)).mean((2, 3)))
+        out = self.act(self.bn1(out))
+        return self.fc(F.avg_pool2d(out, out.shape[2:]).flatten(1))  # pools as RobustBench's class does, to the bit

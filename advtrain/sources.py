@@ -1,0 +1,102 @@
+"""Finds the model that a word of the command line means, with the data and the threat model that belong to it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advtrain.composition import choices, compose
+from advtrain.config import build
+from advtrain.engine import checkpoints
+from advtrain.engine import run_directory as directories
+from advtrain.types import SettingError
+
+ZOO_PREFIX = "robustbench:"
+BUNDLE_FILE = "verification.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model and what it was made for.
+
+    Attributes:
+        name: for the results' folder.
+        model: float32, eval mode.
+        data: config of the dataset.
+        norm, eps: threat model, eps as written.
+    """
+
+    name: str
+    model: nn.Module
+    data: dict[str, Any]
+    norm: str
+    eps: str
+
+
+def find(config: dict[str, Any], device: torch.device) -> Source:
+    """The source that `config["model"]` names.
+
+    Args:
+        config: of advtrain-eval.
+        device: where the model goes.
+
+    Raises:
+        SettingError: the word names nothing that can be evaluated.
+    """
+    word = str(config["model"])
+    if word.startswith(ZOO_PREFIX):
+        return _zoo(word.removeprefix(ZOO_PREFIX), config, device)
+    path = Path(word).expanduser()
+    if (path / "config.yaml").is_file():
+        return _run(path, path / "checkpoints" / f"{config['eval']['checkpoint']}.pt", config, device)
+    if (path / BUNDLE_FILE).is_file():
+        return _bundle(path, config, device)
+    if path.is_file() and (path.parent.parent / "config.yaml").is_file():
+        return _run(path.parent.parent, path, config, device)
+    raise SettingError(
+        f"model: expected a run directory, a checkpoint in one, an exported bundle or {ZOO_PREFIX}<name>, got {word!r}; "
+        "check the path"
+    )
+
+
+def averaged_model(config: dict[str, Any], path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
+    """The averaged model of a checkpoint, in float32 and eval mode."""
+    state = checkpoints.load(path, device)
+    model = build(config["model"], trusted=trusted).to(device)
+    model.load_state_dict(state["averaged"])
+    return model.float().eval()
+
+
+def _run(directory: Path, checkpoint: Path, config: dict[str, Any], device: torch.device) -> Source:
+    stored = directories.load_config(directory)
+    model = averaged_model(stored, checkpoint, device, trusted=config["trust"])
+    name = f"{directory.name}-{checkpoint.stem}"
+    return Source(name, model, stored["data"], stored["threat"]["norm"], str(stored["threat"]["eps"]))
+
+
+def _bundle(path: Path, config: dict[str, Any], device: torch.device) -> Source:
+    stored = json.loads((path / BUNDLE_FILE).read_text())
+    model = build(stored["trained_as"], trusted=config["trust"]).to(device)
+    weights = torch.load(path / stored["weights"], map_location=device, weights_only=True)["state_dict"]
+    model.load_state_dict(weights)
+    return Source(stored["model_id"], model.float().eval(), _data(stored["dataset"]), stored["norm"], stored["eps"])
+
+
+def _zoo(name: str, config: dict[str, Any], device: torch.device) -> Source:
+    from advtrain.evaluation.robustbench import load_zoo_model
+
+    norm = config["norm"] or "linf"
+    data = _data(config["dataset"])
+    model = load_zoo_model(name, dataset=config["dataset"], threat_norm=norm, model_dir=config["model_dir"])
+    return Source(name, model.to(device).float().eval(), data, norm, str(data["threat_eps"]))
+
+
+def _data(name: str) -> dict[str, Any]:
+    """The dataset's own YAML, by its name."""
+    if name not in choices("data"):
+        valid = ", ".join(choices("data"))
+        raise SettingError(f"dataset: expected one of {valid}, got {name!r}; evaluate the run directory instead")
+    return compose("train", [f"data={name}", "model=small_cnn"])["data"]

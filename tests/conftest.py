@@ -1,0 +1,55 @@
+"""What all tests share: type checks, seeds, real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Shapes and types are checked while tests run, and only then. An int passes for a float, as everywhere in Python.
+jaxtyping.install_import_hook(
+    ["advtrain.attacks.pgd", "advtrain.attacks.schedules", "advtrain.losses"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def children_import_the_checkout() -> Iterator[None]:
+    """Processes that tests start see the same package as the tests, also where it is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(CHECKOUT), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests that draw from PyTorch's global generator draw the same in any order and selection."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with cifar-10-batches-py, cifar-100-python and imagenet_small that ADVTRAIN_DATA names."""
+    folder = os.environ.get("ADVTRAIN_DATA")
+    if not folder:
+        pytest.skip("ADVTRAIN_DATA is not set: it names a folder with the real CIFAR and ImageNet files")
+    return Path(folder)
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """What users meet, who have no type checks: the functions' own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,34 @@
+"""Every YAML of the group names a dataset of that name and gives each of its constructor's settings."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+import advtrain.data
+from advtrain.config import ThreatSettings, config_dir
+
+FILES = sorted((config_dir() / "data").glob("*.yaml"))
+
+
+def test_every_dataset_has_a_config() -> None:
+    targets = {yaml.safe_load(file.read_text())["_target_"].rpartition(".")[2] for file in FILES}
+    assert targets == {*advtrain.data.__all__}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_config_gives_every_setting(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    package, _, name = config.pop("_target_").rpartition(".")
+    threat = ThreatSettings(norm=config.pop("threat_norm"), eps=str(config.pop("threat_eps")))
+    dataset = getattr(advtrain.data, name)
+    parameters = inspect.signature(dataset).parameters
+
+    assert package == "advtrain.data"
+    assert (dataset.name, dataset.__module__) == (file.stem, f"advtrain.data.{file.stem}")
+    assert 0 < threat.radius < 1
+    assert config.keys() == parameters.keys()
+    for key, parameter in parameters.items():  # a notebook and a command line start from the same values
+        if parameter.default not in (inspect.Parameter.empty, None):
+            assert config[key] == parameter.default, key

@@ -1,0 +1,123 @@
+"""A run that is stopped, by a request or by force, ends bit for bit like one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from advtrain.engine import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+TINY = [
+    "experiment=quickstart",
+    "eval=none",
+    "name=run",
+    "trainer.epochs=4",
+    "trainer.batch_size=128",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "trainer.validation.every=1",
+    "trainer.validation.steps=2",
+    "averaging=ema",
+    "weight_perturbation=awp",
+    "weight_perturbation.start_epoch=2",
+    "optimizer.lr=0.02",
+]
+
+
+def start(folder: Path, *extra: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "advtrain", *TINY, *extra],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def stop_after(process: subprocess.Popen, metrics: Path, records: int, number: int) -> tuple[int, str]:
+    """Sends the signal once so many records are logged."""
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= records):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(folder))
+    return folder / "runs" / "run"
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)  # pyright: ignore
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")  # pyright: ignore
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))  # pyright: ignore
+    return a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+def test_a_stopped_run_ends_bit_equal(number: signal.Signals, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    code, output = stop_after(start(tmp_path), run / "metrics.jsonl", 15, number)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 128 + number
+        assert "the same command continues" in output
+        stopped = checkpoints.load(run / "checkpoints" / "last.pt")["position"]
+        assert stopped["step"] > 0, "the signal came between epochs: the test must stop in the middle of one"
+    assert "resuming" in finish(start(tmp_path))
+
+    for name in ("last.pt", "best.pt"):
+        expected = checkpoints.load(uninterrupted / "checkpoints" / name)
+        assert same(checkpoints.load(run / "checkpoints" / name), expected)
+    strip = [
+        [
+            line
+            for line in (place / "metrics.jsonl").read_text().replace("images_per_second", "\n").splitlines()
+            if "step" in line
+        ]
+        for place in (run, uninterrupted)
+    ]
+    assert strip[0] == strip[1]
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused_and_loses_nothing(uninterrupted: Path) -> None:
+    before = (uninterrupted / "checkpoints" / "last.pt").read_bytes()
+    process = start(uninterrupted.parents[1], "loss.ce_weight=5")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "loss.ce_weight (there 4.0, now 5)" in output
+    assert (uninterrupted / "checkpoints" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(uninterrupted: Path) -> None:
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    finish(start(uninterrupted.parents[1], "trainer.log_every=3", "data.validation_size=100"))
+    assert (uninterrupted / "metrics.jsonl").read_text() == before

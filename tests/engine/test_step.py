@@ -1,0 +1,164 @@
+"""One optimiser step: what it computes, what it leaves untouched, and that cutting up a batch changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advtrain.attacks import PGD
+from advtrain.engine import AWP, NoPerturbation
+from advtrain.engine.modes import attack_mode, buffers_kept
+from advtrain.losses import DKL, GKL, IKL, KL, PGDAT, TRADES, Standard
+from tests.engine.toy import network, trainer, weights_of
+
+LOSSES = {
+    "standard": lambda: Standard(),
+    "pgd_at": lambda: PGDAT(),
+    "trades": lambda: TRADES(),
+    "kl": lambda: KL(),
+    "dkl": lambda: DKL(),
+    "ikl": lambda: IKL(num_classes=4, inner="ikl"),
+    "gkl": lambda: GKL(num_classes=4, gamma=0.4),
+}
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("perturbation", (NoPerturbation, AWP))
+def test_accumulation_equals_the_large_batch(name: str, perturbation: type, tmp_path: Path) -> None:
+    """Two epochs, so that the class prior is in force in the second; 5 pieces do not divide the batch evenly."""
+    losses = []
+    for accumulation in (1, 5):
+        directory = tmp_path / str(accumulation)
+        run = trainer(directory, loss=LOSSES[name](), accumulation=accumulation, weight_perturbation=perturbation())
+        run.fit()
+        losses.append([record["loss"] for record in metrics(directory) if "loss" in record])
+    assert len(losses[0]) == 8
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, loss=LOSSES[name](), epochs=6)
+    run.fit()
+    curve = [record["loss"] for record in metrics(tmp_path) if "loss" in record]
+    assert sum(curve[-4:]) < sum(curve[:4])
+
+
+@pytest.mark.parametrize("batchnorm", ("eval", "train"))
+def test_the_attack_leaves_the_model_as_it_was(batchnorm: str) -> None:
+    model = network(norm=True).train()
+    model[1].eval()  # a mode of its own
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    model[4].bias.requires_grad_(False)
+    before = weights_of(model)
+    loss, x, y = PGDAT(), torch.rand(8, 3, 6, 6), torch.arange(8) % 4
+    with attack_mode(model, batchnorm):
+        assert model[1].training == (batchnorm == "train")
+        assert not any(p.requires_grad for p in model.parameters())
+        x_adv = PGD(eps=0.1, steps=3)(loss.inner(model, x, y), x)
+    assert not torch.equal(x_adv, x)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
+    assert model.training and not model[1].training
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, True, False]
+
+
+def test_batchnorm_mode_changes_the_attack() -> None:
+    model = network(norm=True)
+    loss, x, y = PGDAT(), torch.rand(8, 3, 6, 6), torch.arange(8) % 4
+    found = []
+    for batchnorm in ("eval", "train"):
+        with attack_mode(model, batchnorm):
+            generator = torch.Generator().manual_seed(0)
+            found.append(PGD(eps=0.1, steps=3)(loss.inner(model, x, y), x, generator=generator))
+    assert not torch.equal(*found)
+
+
+def test_buffers_come_back_after_an_error() -> None:
+    model = network(norm=True).train()
+    before = model[1].running_mean.clone()
+    with pytest.raises(RuntimeError), buffers_kept(model):
+        model(torch.rand(4, 3, 6, 6))
+        assert not torch.equal(model[1].running_mean, before)
+        raise RuntimeError
+    assert torch.equal(model[1].running_mean, before)
+
+
+class TestAWP:
+    def test_weights_move_by_gamma_and_come_back_exactly(self) -> None:
+        model = network()
+        x, y = torch.rand(8, 3, 6, 6), torch.arange(8) % 4
+
+        def ascent() -> None:
+            nn.functional.cross_entropy(model(x), y).backward()
+
+        model.zero_grad()
+        ascent()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        with torch.no_grad():
+            plain = nn.functional.cross_entropy(model(x), y)
+        with AWP(gamma=0.01)(model, ascent):
+            for name, p in model.named_parameters():
+                moved = p.detach() - before[name]
+                if p.dim() > 1:  # γ ‖w‖ g / ‖g‖, from the paper
+                    direction = gradients[name] / gradients[name].norm()
+                    torch.testing.assert_close(moved, 0.01 * before[name].norm() * direction, rtol=1e-3, atol=1e-7)
+                else:
+                    assert not moved.any()
+            assert all(p.grad is None for p in model.parameters())
+            with torch.no_grad():
+                assert nn.functional.cross_entropy(model(x), y) > plain
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+    def test_weights_come_back_after_an_error(self) -> None:
+        model = network()
+        before = model[0].weight.detach().clone()
+        with pytest.raises(RuntimeError), AWP(gamma=0.5)(model, lambda: model(torch.rand(2, 3, 6, 6)).sum().backward()):
+            assert not torch.equal(model[0].weight, before)
+            raise RuntimeError
+        assert torch.equal(model[0].weight, before)
+
+    def test_it_waits_for_its_epoch(self) -> None:
+        awp = AWP(start_epoch=3)
+        assert isinstance(awp.for_epoch(2), NoPerturbation)
+        assert awp.for_epoch(3) is awp
+
+    def test_the_ascent_leaves_no_trace_in_prior_and_statistics(self, tmp_path: Path) -> None:
+        """γ = 0 perturbs nothing, so the run must be the one without perturbation, buffers and prior included."""
+        states = []
+        for perturbation in (NoPerturbation(), AWP(gamma=0.0)):
+            run = trainer(tmp_path / type(perturbation).__name__, network(norm=True), weight_perturbation=perturbation)
+            run.fit()
+            states.append({**run.model.state_dict(), **run.loss.state_dict()})
+        assert states[0].keys() == states[1].keys()
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name]), name
+
+
+def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
+    run = trainer(tmp_path, clip_norm=1e-3, epochs=1)
+    run.fit()
+    norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_natural_logits_are_computed_once_and_no_weight_gets_a_gradient() -> None:
+    """Counts what one attack of K steps costs: 1 natural forward and K forward-backward passes to the images."""
+    model = network()
+    forwards = []
+    model[0].register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    x, y = torch.rand(4, 3, 6, 6), torch.arange(4)
+    with attack_mode(model):
+        PGD(eps=0.1, steps=5)(TRADES().inner(model, x, y), x)
+    assert forwards == [False] + [True] * 5
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,72 @@
+"""A toy problem for the engine: separable images of a few classes, tiny networks, and the parts of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advtrain.attacks import PGD
+from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
+from advtrain.data.array_dataset import ArrayDataset
+from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
+from advtrain.losses import IKL
+
+
+class Toy(ArrayDataset):
+    """96 training and 24 test images, 3 × 6 × 6, of four classes; each class has a mean of its own."""
+
+    name = "toy"
+    image_shape = (3, 6, 6)
+
+    def __init__(self, augment: str = "crop_flip") -> None:
+        super().__init__(num_classes=4, validation_size=16, split_seed=0, augment=augment, padding=1)
+
+    def check(self) -> None:
+        pass
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        n, seed = (112, 1) if train else (24, 2)
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(n) % 4
+        means = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(7)) * 255
+        images = means[labels] + 60 * torch.randn(n, 3, 6, 6, generator=generator)
+        return images.clamp(0, 255).to(torch.uint8), labels
+
+
+def network(norm: bool = False) -> nn.Module:
+    """A small convolutional network, with or without BatchNorm."""
+    torch.manual_seed(3)
+    middle = nn.BatchNorm2d(6) if norm else nn.Identity()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 4))
+
+
+def trainer(directory: Path, model: nn.Module | None = None, **changes: Any) -> Trainer:
+    """A trainer for the toy problem; `changes` replace ingredients or trainer settings by name."""
+    parts: dict[str, Any] = {
+        "data": Toy(),
+        "model": network() if model is None else model,
+        "attack": PGD(eps=0.05, steps=2),
+        "loss": IKL(num_classes=4),
+        "optimizer": SGD(lr=0.02),
+        "schedule": Constant(),
+        "weight_perturbation": NoPerturbation(),
+        "averaging": NoAveraging(),
+        "logger": NoLogger(),
+        "threat": ThreatSettings("linf", "0.05"),
+    }
+    settings: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 24,
+        "precision": "fp64",
+        "log_every": 1,
+        "validation": ValidationSettings(steps=1, restarts=1, batch_size=8),
+    }
+    for name, value in changes.items():
+        (parts if name in parts else settings)[name] = value
+    return Trainer(Ingredients(**parts), TrainerSettings(**settings), seed=0, directory=directory, config={})
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Copies of all parameters and buffers."""
+    return [tensor.detach().clone() for tensor in model.state_dict().values()]

@@ -1,0 +1,112 @@
+"""RobustBench's wheel on top of today's AutoAttack package."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from advtrain.evaluation import robustbench as adapter
+from advtrain.evaluation.robustbench import import_robustbench, load_zoo_model
+from advtrain.types import SettingError
+
+NAME = "Addepalli2022Efficient_RN18"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def robustbench():
+    pytest.importorskip("pyautoattack")
+    try:
+        return import_robustbench()
+    except SettingError as error:
+        pytest.skip(str(error))
+
+
+def test_benchmark_as_robustbench_calls_it(problem, monkeypatch, capsys, tmp_path):
+    """RobustBench's own `benchmark`, with data and model of ours: its arguments fit the adapter."""
+    import robustbench.eval
+
+    ten = problem(10, n=12)
+    monkeypatch.setattr(robustbench.eval, "load_clean_dataset", lambda *_: (ten.split.images, ten.split.labels))
+    log = tmp_path / "log.txt"
+    clean, robust = robustbench.eval.benchmark(
+        ten.model.eval(), n_examples=12, dataset="cifar10", threat_model="Linf", eps=ten.eps, log_path=str(log)
+    )
+    assert clean == pytest.approx(ten.clean.float().mean().item())
+    assert robust == pytest.approx(ten.robust.float().mean().item())
+    assert "robust accuracy after APGD-T" in capsys.readouterr().out
+    assert "robust accuracy after SQUARE" in log.read_text()
+
+
+def test_labels_and_silence(problem, capsys):
+    four = problem(4, n=12)
+    attack = adapter.AutoAttack(
+        four.model.eval(), "Linf", four.eps, seed=0, verbose=False, attacks_to_run=["apgd-ce"], version="custom",
+        device="cpu",
+    )  # fmt: skip
+    x_adv, y_adv = attack.run_standard_evaluation(four.split.images, four.split.labels, bs=5, return_labels=True)
+    assert torch.equal(y_adv, four.model(x_adv).argmax(1))
+    assert (y_adv != four.split.labels).sum() > (~four.clean).sum()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_real_package_wins():
+    """In a process where `autoattack` can be imported, that one stays."""
+    code = (
+        "import sys, types; real = types.ModuleType('autoattack'); sys.modules['autoattack'] = real\n"
+        "from advtrain.evaluation.robustbench import _offer_autoattack\n"
+        "_offer_autoattack(); assert sys.modules['autoattack'] is real\n"
+        "del sys.modules['autoattack']; _offer_autoattack()\n"
+        "from autoattack import AutoAttack; from autoattack.state import EvaluationState\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr(adapter, "find_spec", lambda name: None)
+    with pytest.raises(SettingError, match=r"expected the package, got none; pip install 'advtrain\[robustbench\]'"):
+        load_zoo_model(NAME, dataset="cifar10", threat_norm="linf")
+
+
+def test_unknown_name_suggests_near_ones():
+    with pytest.raises(SettingError, match=r"did you mean .*Wang2023Better_WRN-28-10"):
+        load_zoo_model("Wang2023Better_WRN2810", dataset="cifar10", threat_norm="linf")
+
+
+def test_unknown_dataset_and_norm():
+    with pytest.raises(SettingError, match="dataset: expected one of cifar10, cifar100, imagenet"):
+        load_zoo_model(NAME, dataset="mnist", threat_norm="linf")
+    with pytest.raises(SettingError, match="norm: expected one of linf, l2"):
+        load_zoo_model(NAME, dataset="cifar10", threat_norm="Linf")
+
+
+@pytest.mark.parametrize("name", [NAME, "Debenedetti2022Light_XCiT-S12", "Chen2020Adversarial"])
+def test_nothing_is_downloaded_unasked(name, tmp_path):
+    with pytest.raises(SettingError, match="download=true"):
+        load_zoo_model(name, dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_web_page_is_no_weights(tmp_path):
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.pt").write_text("\n<!DOCTYPE html><html>Google Drive quota exceeded</html>")
+    with pytest.raises(SettingError, match="got a web page; delete the file"):
+        load_zoo_model(NAME, dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+
+
+def test_weights_from_disk(tmp_path):
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    torch.manual_seed(0)
+    own: nn.Module = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf][NAME]["model"]().eval()
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    torch.save(own.state_dict(), folder / f"{NAME}.pt")
+    loaded = load_zoo_model(NAME, dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), own(x))
+    assert not loaded.training

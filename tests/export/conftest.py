@@ -1,0 +1,118 @@
+"""A tiny evaluated model: random weights, FGSM as the attack, and the record that an evaluation would leave."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advtrain import models
+from advtrain.export import Bundle, ExportMetadata, export_bundle
+from advtrain.export.verify_script import environment
+
+EPS = {"8/255": 8 / 255, "0.2": 0.2, "4/255": 4 / 255}
+
+
+@dataclass
+class Run:
+    """What is handed to export_bundle, and where to."""
+
+    model: nn.Module
+    model_target: str
+    model_arguments: dict[str, Any]
+    dataset: str
+    eps_text: str
+    record: dict[str, Any]
+    arrays: dict[str, Any]
+    folder: Path
+    metadata: ExportMetadata = field(default_factory=ExportMetadata)
+    recipe: dict[str, Any] | None = None
+
+    def export(self) -> Bundle:
+        arrays_path = self.folder / "adversarial.npz"
+        np.savez(arrays_path, **self.arrays)
+        return export_bundle(
+            self.model,
+            model_target=self.model_target,
+            model_arguments=self.model_arguments,
+            dataset=self.dataset,
+            eps_text=self.eps_text,
+            norm="linf",
+            record=self.record,
+            arrays_path=arrays_path,
+            metadata=self.metadata,
+            directory=self.folder / "export",
+            recipe=self.recipe,
+        )
+
+
+Evaluated = Callable[..., Run]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Evaluated:
+    def make(
+        target: str = "advtrain.models.SmallCNN",
+        arguments: dict[str, Any] | None = None,
+        *,
+        dataset: str = "digits",
+        eps_text: str = "0.2",
+        shape: tuple[int, int, int] = (1, 8, 8),
+        n: int = 9,
+        model: nn.Module | None = None,
+    ) -> Run:
+        torch.manual_seed(0)
+        arguments = arguments or {}
+        model = (model or getattr(models, target.rpartition(".")[2])(**arguments)).eval()
+        arrays, record = _evaluate(model, shape, n, EPS[eps_text])
+        return Run(model, target, arguments, dataset, eps_text, record, arrays, tmp_path)
+
+    return make
+
+
+def _evaluate(model: nn.Module, shape: tuple[int, int, int], n: int, eps: float) -> tuple[dict[str, Any], dict]:
+    """Labels are the predictions on the clean images but for the last image; batches of 4."""
+    x = torch.randint(0, 256, (n, *shape)) / 255
+    predictions = _predict(model, x)
+    y = predictions.clone()
+    y[-1] = (y[-1] + 1) % 10
+    x_grad = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_grad), y), x_grad)
+    x_adv = torch.minimum(torch.maximum(x + eps * gradient.sign(), x - eps), x + eps).clamp(0, 1)
+    x_adv[1::2] = x[1::2]  # so that some images stay robust
+    robust = _predict(model, x_adv) == y
+    arrays = {
+        "images": x.numpy(),
+        "labels": y.numpy(),
+        "clean_predictions": predictions.numpy(),
+        "adversarial_images": x_adv.numpy(),
+        "batch_size": 4,
+    }
+    return arrays, _record(eps, n, int((predictions == y).sum()), int(robust.sum()))
+
+
+def _predict(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(4)]).argmax(1)
+
+
+def _record(eps: float, n: int, clean: int, robust: int) -> dict[str, Any]:
+    def part(correct: int, **settings: Any) -> dict[str, Any]:
+        return {"accuracy": correct / n, "correct": correct, "n_examples": n, "settings": settings, "seconds": 1.0}
+
+    machine = environment("cpu")
+    return {
+        "threat": {"norm": "linf", "eps": eps},
+        "n_examples": n,
+        "clean": part(clean),
+        "pgd": part(robust, steps=20, restarts=5),
+        "autoattack": part(robust, version="standard", seed=0) | {"after": [{"attack": "apgd-ce", "correct": robust}]},
+        "hardware": {"cpu": machine["cpu"], "gpu": None, "threads": torch.get_num_threads()},
+        "versions": {"torch": machine["torch"], "python": platform.python_version()},
+    }

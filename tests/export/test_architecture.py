@@ -1,0 +1,108 @@
+"""How others build the networks that RobustBench or a library has."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from advtrain import models
+from advtrain.export.architecture import Architecture, describe
+from advtrain.export.weights import loader_names
+
+
+def built_from_text(architecture: Architecture) -> nn.Module:
+    """What architecture.py makes, in a module of its own."""
+    module = ModuleType("architecture")
+    exec(compile(architecture.source, "architecture.py", "exec"), vars(module))
+    return getattr(module, architecture.build)(**architecture.arguments)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "name", "call"),
+    [
+        (
+            "PreActResNet",
+            {"depth": 18, "bn_before_fc": True, "out_shortcut": True},
+            "PreActResNet-18",
+            "PreActResNet(PreActBlock, [2, 2, 2, 2], num_classes=10, bn_before_fc=True, out_shortcut=True)",
+        ),
+        (
+            "WideResNet",
+            {"depth": 34, "widen_factor": 10, "num_classes": 100},
+            "WideResNet-34-10",
+            "WideResNet(depth=34, widen_factor=10, num_classes=100)",
+        ),
+        (
+            "DMWideResNet",
+            {"depth": 70, "width": 16, "activation": "silu", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+            "WideResNet-70-16",
+            "DMWideResNet(num_classes=10, depth=70, width=16, activation_fn=Swish, mean=(0.5, 0.5, 0.5), "
+            "std=(0.2, 0.2, 0.2))",
+        ),
+        (
+            "DMWideResNet",
+            {"activation": "relu"},
+            "WideResNet-28-10",
+            "DMWideResNet(num_classes=10, depth=28, width=10, activation_fn=nn.ReLU, "
+            "mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))",
+        ),
+    ],
+)
+def test_robustbench_classes(target: str, arguments: dict, name: str, call: str) -> None:
+    found = describe(f"advtrain.models.{target}", arguments, nn.Identity(), "cifar10")
+    assert (found.name, found.zoo_call, found.library, found.loads_in_robustbench) == (name, call, "robustbench", True)
+
+
+def test_a_variant_that_robustbench_lacks() -> None:
+    found = describe("advtrain.models.WideResNet", {"activation": "silu"}, nn.Identity(), "cifar10")
+    assert found.library is None
+    assert found.zoo_import == "from architecture import WideResNet"
+    assert found.zoo_call == "WideResNet(num_classes=10, depth=28, widen_factor=10, activation='silu')"
+
+
+def test_other_data_needs_no_robustbench() -> None:
+    found = describe("advtrain.models.WideResNet", {}, nn.Identity(), None)
+    assert (found.library, found.loads_in_robustbench) == (None, False)
+
+
+def test_libraries() -> None:
+    pytest.importorskip("timm")
+    arguments = {"name": "resnet10t", "num_classes": 7}
+    model = models.timm_model(**arguments).eval()
+    found = describe("advtrain.models.timm_model", arguments, model, "imagenet")
+    assert (found.name, found.library, found.loads_in_robustbench) == ("resnet10t", "timm", True)
+    assert found.zoo_call == (
+        "normalize_model(timm.create_model('resnet10t', num_classes=7), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"
+    )
+    assert "advtrain" not in found.source
+    other = built_from_text(found).eval()
+    other.load_state_dict(model.state_dict(), strict=True)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), other(x))
+    assert not describe("advtrain.models.timm_model", arguments, model, "cifar10").loads_in_robustbench
+
+
+def test_torchvision() -> None:
+    wrapper = models.Normalize(nn.Identity(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    found = describe("advtrain.models.resnet_50", {"num_classes": 3}, wrapper, "imagenet")
+    assert (found.name, found.library) == ("ResNet-50", "torchvision")
+    assert found.zoo_call == "normalize_model(resnet50(num_classes=3), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))"
+    assert "from torchvision.models import resnet50\nfrom robustbench" in found.zoo_import
+    assert "architecture" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "seen"),
+    [
+        ("conv1.weight", "cifar10", "conv1.weight"),
+        ("model.conv1.weight", "cifar10", "conv1.weight"),
+        ("module.model.conv1.weight", "cifar100", "conv1.weight"),
+        ("backbone.model.weight", "cifar10", "ne.model.weight"),
+        ("model.conv1.weight", "imagenet", "model.conv1.weight"),
+        ("conv1.weight", "imagenet", "model.conv1.weight"),
+    ],
+)
+def test_names_as_robustbench_reads_them(name: str, dataset: str, seen: str) -> None:
+    assert loader_names([name], dataset) == [seen]

@@ -1,0 +1,228 @@
+"""A bundle verifies where advtrain does not exist, and one that was changed does not."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advtrain.export import VerificationError, verify_bundle, verify_script
+from advtrain.export.bundle import write_sums
+
+Evaluated = Callable[..., Any]  # the fixture in conftest.py
+needs_robustbench = pytest.mark.skipif(importlib.util.find_spec("robustbench") is None, reason="needs robustbench")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], dict]]:
+    """The same check in this process: seconds faster than a fresh one, for what does not concern the isolation."""
+    for name in ("architecture", "zoo_entry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    threads = torch.get_num_threads()
+    with torch.backends.cudnn.flags():
+        yield verify_script.check
+    torch.set_num_threads(threads)
+
+
+def test_verifies_without_robustbench_class(evaluated: Evaluated) -> None:
+    run = evaluated()
+    found = verify_bundle(run.export().directory)
+    assert found.loader.startswith("torch ")
+    assert found.architecture == "architecture.SmallCNN"
+    assert (found.n_examples, found.clean_correct, found.rounding_ties) == (9, 8, 0)
+    assert found.robust_correct == run.record["autoattack"]["correct"]
+
+
+@needs_robustbench
+def test_verifies_through_robustbench(evaluated: Evaluated) -> None:
+    arguments = {"depth": 10, "widen_factor": 1, "num_classes": 10}
+    run = evaluated("advtrain.models.WideResNet", arguments, **CIFAR)
+    found = verify_bundle(run.export().directory)
+    assert found.loader == "robustbench load_model"
+    assert found.architecture == "robustbench.model_zoo.architectures.wide_resnet.WideResNet"
+    assert (found.clean_correct, found.robust_correct) == (5, run.record["autoattack"]["correct"])
+
+
+CIFAR = {"dataset": "cifar10", "eps_text": "8/255", "shape": (3, 32, 32), "n": 6}
+MANY = """
+import runpy, sys
+from pathlib import Path
+check = runpy.run_path(sys.argv[1])["check"]
+for folder in sys.argv[2:]:
+    found = check(Path(folder))
+    print(found["loader"], found["architecture"], found["robust_correct"], sep=";")
+"""
+
+
+@needs_robustbench
+def test_robustbench_builds_the_other_classes(evaluated: Evaluated, tmp_path: Path) -> None:
+    expected, folders = [], []
+    for target, arguments, found_class in (
+        ("DMWideResNet", {"depth": 10, "width": 1}, "robustbench.model_zoo.architectures.dm_wide_resnet.DMWideResNet"),
+        ("PreActResNet", {}, "robustbench.model_zoo.architectures.resnet.PreActResNet"),
+        ("SmallPreActResNet", {"width": 2}, "architecture.SmallPreActResNet"),
+    ):
+        run = evaluated(f"advtrain.models.{target}", arguments, **CIFAR)
+        folders.append(str(run.export().directory.rename(tmp_path / target)))
+        expected.append(f"robustbench load_model;{found_class};{run.record['autoattack']['correct']}")
+    command = [sys.executable, "-I", "-B", "-W", "ignore", "-c", MANY, verify_script.__file__, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected
+
+
+def test_the_process_cannot_import_advtrain(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = evaluated().export().directory
+    monkeypatch.setenv("PYTHONPATH", str(Path(verify_script.__file__).parents[2]))
+    with (folder / "architecture.py").open("a") as file:
+        file.write("\nimport advtrain\n")
+    write_sums(folder)
+    with pytest.raises(VerificationError, match="advtrain is hidden from the verification"):
+        verify_bundle(folder)
+
+
+def test_anyone_can_run_it(evaluated: Evaluated) -> None:
+    folder = evaluated().export().directory
+    command = [sys.executable, "-I", "verify.py"]
+    good = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert "clean 8 of 9" in good.stdout
+    assert {path.name for path in folder.iterdir()} == FILES
+    (folder / "README.md").write_text("better")
+    bad = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert bad.stderr.startswith("verification failed: expected README.md with SHA-256")
+    assert len(bad.stderr.splitlines()) == 1
+
+
+FILES = {
+    "models",
+    "model_info",
+    "architecture.py",
+    "zoo_entry.py",
+    "submission.md",
+    "README.md",
+    "verify.py",
+    "verification.json",
+    "verification.npz",
+    "SHA256SUMS",
+}
+
+
+def test_an_edited_check_proves_nothing(evaluated: Evaluated) -> None:
+    folder = evaluated().export().directory
+    (folder / "verify.py").write_text("print('{}')")
+    with pytest.raises(VerificationError, match=r"expected verify\.py with SHA-256"):
+        verify_bundle(folder)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="not a folder"):
+        verify_bundle(tmp_path / "nowhere")
+
+
+def test_other_weights(evaluated: Evaluated, here: Callable[[Path], dict]) -> None:
+    bundle = evaluated().export()
+    saved = torch.load(bundle.weights, weights_only=True)
+    saved["state_dict"]["classifier.bias"][torch.arange(10) != 3] -= 100
+    torch.save(saved, bundle.weights)
+    with pytest.raises(verify_script.Mismatch, match=r"\.pt with SHA-256"):
+        here(bundle.directory)
+    write_sums(bundle.directory)
+    with pytest.raises(verify_script.Mismatch, match="expected the stored clean predictions"):
+        here(bundle.directory)
+
+
+def test_missing_weight(evaluated: Evaluated, here: Callable[[Path], dict]) -> None:
+    bundle = evaluated().export()
+    saved = torch.load(bundle.weights, weights_only=True)
+    del saved["state_dict"]["classifier.bias"]
+    torch.save(saved, bundle.weights)
+    write_sums(bundle.directory)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        here(bundle.directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("adversarial_images", lambda x: np.clip(x + 0.01, 0, 1), "within linf 0.2"),
+        ("adversarial_images", lambda x: x - 0.3, r"pixels in \[0, 1\]"),
+        ("adversarial_images", lambda x: x + 0.3, r"pixels in \[0, 1\]"),
+        ("adversarial_images", lambda x: x * np.nan, r"pixels in \[0, 1\]"),
+        ("clean_predictions", lambda p: np.roll(p, 1) + 1, "the stored clean predictions"),
+        ("labels", lambda y: (y + 1) % 10, "robust images"),
+    ],
+)
+def test_other_arrays(
+    evaluated: Evaluated, here: Callable[[Path], dict], name: str, change: Callable, message: str
+) -> None:
+    folder = evaluated().export().directory
+    with np.load(folder / "verification.npz") as stored:
+        arrays = dict(stored)
+    arrays[name] = change(arrays[name]).astype(arrays[name].dtype)
+    np.savez_compressed(folder / "verification.npz", **arrays)
+    with pytest.raises(verify_script.Mismatch, match=r"verification\.npz with SHA-256"):
+        here(folder)
+    write_sums(folder)
+    with pytest.raises(verify_script.Mismatch, match=message):
+        here(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("clean_acc", "99.00"), ("autoattack_acc", "99.00"), ("eps", "0.02"), ("eps", 0.2)]
+)
+def test_edited_model_info(evaluated: Evaluated, here: Callable[[Path], dict], field: str, value: object) -> None:
+    bundle = evaluated().export()
+    info = json.loads(bundle.model_info.read_text())
+    bundle.model_info.write_text(json.dumps(info | {field: value}))
+    with pytest.raises(verify_script.Mismatch, match=r"\.json with SHA-256"):
+        here(bundle.directory)
+    write_sums(bundle.directory)
+    with pytest.raises(verify_script.Mismatch, match=rf"expected {field} .*edited model_info"):
+        here(bundle.directory)
+
+
+@pytest.mark.parametrize("attack", ["clean", "robust"])
+def test_edited_counts(evaluated: Evaluated, here: Callable[[Path], dict], attack: str) -> None:
+    folder = evaluated().export().directory
+    spec = json.loads((folder / "verification.json").read_text())
+    spec[attack]["correct"] += 1
+    (folder / "verification.json").write_text(json.dumps(spec))
+    write_sums(folder)
+    with pytest.raises(verify_script.Mismatch):
+        here(folder)
+
+
+def test_ties_count_as_rounding_on_another_machine_only(evaluated: Evaluated, here: Callable[[Path], dict]) -> None:
+    run = evaluated()
+    with torch.no_grad():
+        run.model.classifier.weight[1] = run.model.classifier.weight[0]
+        run.model.classifier.bias[:] = 0
+        run.model.classifier.bias[0], run.model.classifier.bias[1] = 10, 10 - 1e-4
+    labels = np.zeros(9, dtype=np.int64)
+    run.arrays |= {"clean_predictions": labels, "labels": labels}
+    for name in ("clean", "autoattack"):
+        run.record[name]["correct"] = 9
+    assert here(run.export().directory)["rounding_ties"] == 0
+    run.arrays["clean_predictions"] = np.eye(9, dtype=np.int64)[0]
+    run.record["clean"]["correct"] = 8
+    with pytest.raises(verify_script.Mismatch, match="stored clean predictions"):
+        here(run.export().directory)
+    run.record["versions"]["torch"] = "another"
+    assert here(run.export().directory)["rounding_ties"] == 1
+    run.arrays["clean_predictions"] = 7 * np.eye(9, dtype=np.int64)[0]
+    with pytest.raises(verify_script.Mismatch, match="stored clean predictions"):
+        here(run.export().directory)
+    run.arrays["clean_predictions"], run.record["autoattack"]["correct"] = labels, 8
+    run.record["clean"]["correct"] = 9
+    assert here(run.export().directory)["rounding_ties"] == 1
+    run.record["versions"]["torch"] = torch.__version__
+    with pytest.raises(verify_script.Mismatch, match="expected 8 robust images, got 9"):
+        here(run.export().directory)

@@ -1,0 +1,69 @@
+"""torchvision's and timm's models take images in [0, 1] and standardise them inside."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from advtrain.models import Normalize, resnet_50, timm_model
+from advtrain.types import SettingError
+
+
+def test_normalize_standardises_each_channel() -> None:
+    x = torch.tensor([0.25, 0.5, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    got = Normalize(nn.Identity(), mean=(0.25, 0.0, 0.5), std=(0.5, 0.25, 2))(x)
+    assert_close(got[:, :, 0, 0], torch.tensor([[0.0, 2.0, 0.25]] * 2))
+
+
+def test_normalize_keeps_the_statistics_out_of_the_state_dict() -> None:
+    model = Normalize(nn.Linear(2, 2), mean=(0.5,), std=(0.5,))
+    assert set(model.state_dict()) == {"model.weight", "model.bias"}
+    assert model.double().mean.dtype == torch.float64  # they move with the model
+
+
+def test_normalize_takes_whole_numbers() -> None:
+    assert Normalize(nn.Identity(), mean=(0,), std=(1,)).half().mean.dtype == torch.float16
+
+
+def test_resnet_50_sees_standardised_images() -> None:
+    model, x = resnet_50(num_classes=3).eval(), torch.rand(1, 3, 64, 64)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert_close(model(x), model.model((x - mean) / std))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])  # of different statistics
+def test_timm_models_bring_their_statistics(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm_model(name=name, num_classes=3)
+    assert isinstance(model, Normalize)
+    config = timm.get_pretrained_cfg(name).to_dict()
+    assert model.mean.flatten().tolist() == pytest.approx(config["mean"])
+    assert model.std.flatten().tolist() == pytest.approx(config["std"])
+    assert model.eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_timm_absent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SettingError, match=r"model=timm: expected the package timm.*pip install 'advtrain\[timm\]'"):
+        timm_model(name="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": None}, r"model\.name: expected a model of timm, got none; add model\.name="),
+        ({"name": "resnet81"}, r"model\.name: .*got 'resnet81'; did you mean .*resnet18"),
+        ({"name": 18}, r"model\.name: .*got 18"),
+        ({"name": "%%%"}, r"model\.name: .*got '%%%'; see timm\.list_models"),
+        ({"name": "resnet18", "num_classes": 0}, r"model\.num_classes: expected an integer"),
+        ({"name": "resnet18", "pretrained": "no"}, r"model\.pretrained: expected true or false"),
+    ],
+)
+def test_timm_settings(settings: dict[str, Any], message: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(SettingError, match=message):
+        timm_model(**settings)
