@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from advtrain.types import SettingError
@@ -12,7 +11,7 @@ from advtrain.types import SettingError
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Returns `value` as an int in [low, high]; a bool, a fraction or a word is refused."""
     expected = f"an integer{_range(low, high)}"
-    if isinstance(value, bool) or not isinstance(value, Real) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise SettingError(f"{name}: expected {expected}, got {value!r}; give a whole number")
     if (low is not None and value < low) or (high is not None and value > high):
         raise SettingError(f"{name}: expected {expected}, got {value}; choose a value in that range")

@@ -54,8 +54,7 @@ def train() -> None:
 def evaluate() -> None:
     """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo."""
     arguments = _start("eval", sys.argv[1:])
-    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        arguments[0] = f"model={_quoted(arguments[0])}"
+    arguments = [_source(word, first=i == 0) for i, word in enumerate(arguments)]
     compose("eval", overrides_of(arguments), own_config_folder(arguments))
     _hydra_main("eval", arguments, lambda config, hydra: _finish().evaluation_run(config))
 
@@ -139,6 +138,14 @@ def _name(config: dict[str, Any], hydra: Any) -> str:
     from advtrain.engine.run_directory import run_name
 
     return config["name"] or run_name(list(hydra.overrides.task), dict(hydra.runtime.choices), config["seed"])
+
+
+def _source(word: str, first: bool) -> str:
+    """`model=WHAT`, or a first bare WHAT, as `source=WHAT`: to Hydra, `model` is the group of architectures."""
+    key, separator, value = word.partition("=")
+    if separator and key == "model":
+        return f"source={_quoted(value.strip(chr(39)))}"
+    return f"source={_quoted(word)}" if first and not separator and not word.startswith("-") else word
 
 
 def _quoted(path: str) -> str:

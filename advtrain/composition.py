@@ -160,6 +160,8 @@ def explain(error: Exception, name: str, overrides: Sequence[str], own_folder: P
     if unknown:
         return _unknown(unknown.group(1), name)
     absent = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    if absent and absent.group(1) == "source":
+        return "model: expected a run directory, a checkpoint, a bundle or robustbench:<name>, got none; add model=…"
     if absent:
         return f"{absent.group(1)}: expected a value, got none; add {absent.group(1)}=… (see --help)"
     for override in overrides:
@@ -169,7 +171,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str], own_folder: P
 
 
 def _unknown(key: str, name: str) -> str:
-    config = compose(name, ["model=small_cnn"] if name == "train" else ["model=x"] if name == "eval" else [])
+    config = compose(name, ["source=x"] if name == "eval" else [])
     where, _, leaf = key.rpartition(".")
     node: Any = config
     for part in where.split(".") if where else []:

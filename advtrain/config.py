@@ -4,7 +4,7 @@ Whatever only travels into a constructor has no class here: its YAML names the c
 checks the numbers. Importing this file is cheap; Hydra is imported when something is built.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -149,16 +149,16 @@ def _typed_value(hint: Any, value: Any, name: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = next(kind for kind in kinds if kind is not type(None))
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(value, Mapping):
         return typed(cast(type, kind), value, name)
     if get_origin(kind) in (list, tuple) and isinstance(value, list | tuple):
         return get_origin(kind)(_typed_value(get_args(kind)[0], item, name) for item in value)
     if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    convert = {bool: checks.flag, int: checks.integer, float: checks.number}.get(kind)
-    if convert is None:
+    converters: dict[Any, Callable[[str, Any], Any]] = {bool: checks.flag, int: checks.integer, float: checks.number}
+    if kind not in converters:
         raise SettingError(f"{name}: expected {getattr(kind, '__name__', kind)}, got {value!r}; see --help")
-    return convert(name, value)
+    return converters[kind](name, value)
 
 
 def unknown_key(where: str, key: str, valid: Sequence[str]) -> str:
@@ -205,4 +205,5 @@ def _setting_error(target: str, error: Exception) -> SettingError:
             return cause
         cause = cause.__cause__ or cause.__context__
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return SettingError(f"{target}: {lines[0]}; see its docstring for the arguments it takes")
+    remedy = "" if "expected" in lines[0] else "; see its docstring for the arguments it takes"
+    return SettingError(f"{target}: {lines[0]}{remedy}")

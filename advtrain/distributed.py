@@ -94,6 +94,64 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with BatchNorm statistics over the batches of all processes; the same state dict.
+
+    PyTorch's own SyncBatchNorm on GPUs; elsewhere, where it does not run, one of ours.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, child in model.named_children():
+        if type(child) is nn.BatchNorm2d:
+            setattr(model, name, _SyncBatchNorm.of(child))
+        else:
+            synchronise_batchnorm(child, device)
+    return model
+
+
+class _SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose sums travel through an all-reduce that autograd knows: forward and backward of the whole batch.
+
+    All processes must hold the same number of images.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> "_SyncBatchNorm":
+        """Takes over the parameters, statistics and settings of `norm`."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
+        return new
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        count = input.numel() / input.shape[1] * world_size()
+        mean = _AllReduceSum.apply(input.sum((0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        variance = _AllReduceSum.apply(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            momentum = 0.1 if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        normal = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return normal if not self.affine else normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Σ over processes; its gradient is Σ over processes too."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return all_reduce_sum(gradients[0].clone())
+
+
 @contextmanager
 def local_gradients(module: nn.Module, active: bool) -> Iterator[None]:
     """Skips the gradient all-reduce of a replicated `module` while `active`: all but the last accumulation pass."""

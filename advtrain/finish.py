@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from advtrain.config import ThreatSettings, build
+from advtrain import checks
+from advtrain.config import ThreatSettings, build, typed
 from advtrain.engine import run_directory as directories
+from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
-from advtrain.engine.trainer import device_named
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
 from advtrain.sources import averaged_model, find
@@ -89,7 +90,7 @@ def data_name(config: dict[str, Any]) -> str:
 
 
 def evaluation_run(config: dict[str, Any]) -> None:
-    """`advtrain-eval`: evaluates whatever `model` names and writes evaluation.json and adversarial.npz.
+    """`advtrain-eval`: evaluates whatever `source` names and writes evaluation.json and adversarial.npz.
 
     Raises:
         SettingError: something cannot be used.
@@ -115,7 +116,7 @@ def evaluation_run(config: dict[str, Any]) -> None:
         device=device,
         progress=console.print,
     )
-    described = {"model": config["model"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
+    described = {"model": config["source"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
     result.save(directory, source=described)
     show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
 
@@ -152,8 +153,9 @@ def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verifi
     """The final table and where everything is."""
     threat = record["threat"]
     table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
-    for heading, justify in (("", "left"), ("accuracy", "right"), ("correct", "right"), ("seconds", "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("")
+    for heading in ("accuracy", "correct", "seconds"):
+        table.add_column(heading, justify="right")
     for name, label in labels(record).items():
         result = record[name]
         correct = f"{result['correct']} / {result['n_examples']}"
@@ -162,8 +164,8 @@ def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verifi
     console.print(table)
     flags = record.get("autoattack", {}).get("flags") or []
     for flag in flags:
-        console.print(f"AutoAttack warns: {flag}")
-    lines = [
+        console.print(f"AutoAttack warns: {flag['message']}")
+    lines: list[tuple[str, object]] = [
         ("configuration", directory / "config.yaml"),
         ("metrics", directory / "metrics.jsonl"),
         ("best, last", directory / "checkpoints"),

@@ -11,8 +11,8 @@ from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings, build, typed
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
+from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console, duration
-from advtrain.engine.trainer import device_named
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.random import stream_seed

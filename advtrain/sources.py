@@ -37,7 +37,7 @@ class Source:
 
 
 def find(config: dict[str, Any], device: torch.device) -> Source:
-    """The source that `config["model"]` names.
+    """The source that `config["source"]` names.
 
     Args:
         config: of advtrain-eval.
@@ -46,7 +46,7 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
     Raises:
         SettingError: the word names nothing that can be evaluated.
     """
-    word = str(config["model"])
+    word = str(config["source"])
     if word.startswith(ZOO_PREFIX):
         return _zoo(word.removeprefix(ZOO_PREFIX), config, device)
     path = Path(word).expanduser()
@@ -57,8 +57,8 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
     if path.is_file() and (path.parent.parent / "config.yaml").is_file():
         return _run(path.parent.parent, path, config, device)
     raise SettingError(
-        f"model: expected a run directory, a checkpoint in one, an exported bundle or {ZOO_PREFIX}<name>, got {word!r}; "
-        "check the path"
+        "model: expected a run directory, a checkpoint in one, an exported bundle or "
+        f"{ZOO_PREFIX}<name>, got {word!r}; check the path"
     )
 
 

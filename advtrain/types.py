@@ -4,9 +4,8 @@ Shapes are jaxtyping annotations: n images, c channels, h × w pixels, k classes
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,4 +32,4 @@ class SettingError(ValueError):
 class Attack(Protocol):
     """Finds images near `x` on which the objective is large; see `advtrain.attacks`."""
 
-    def __call__(self, objective: Objective, x: Tensor, *, generator: "torch.Generator | None" = None) -> Tensor: ...
+    def __call__(self, objective: Objective, x: Tensor, *, generator: Any = None) -> Tensor: ...

@@ -117,7 +117,7 @@ def test_wrong_words_get_one_line_before_any_model_is_built(advtrain: Run, tmp_p
     ("words", "expected"),
     (
         (("eval", "model=nowhere"), "expected a run directory, a checkpoint in one, an exported bundle"),
-        (("eval",), "model: expected a value"),
+        (("eval",), "model: expected a run directory"),
         (("eval", "model=x", "eval.pgd.stepss=3"), "eval.pgd.stepss"),
         (("export",), "expected run=FOLDER or verify=BUNDLE"),
         (("export", "run=nowhere"), "expected a run directory with a config.yaml"),

@@ -53,12 +53,14 @@ class Environment:
         folder: of the environment.
         elsewhere: an empty folder to work in.
         variables: of its processes.
-        configs: where the YAML files have to be found.
+        package: where advtrain has to come from.
+        configs: where its YAML files have to be found.
     """
 
     folder: Path
     elsewhere: Path
     variables: dict[str, str]
+    package: Path
     configs: Path
 
     @property
@@ -80,7 +82,7 @@ class Environment:
 
 def environment(root: Path) -> Environment:
     """Dependencies come by a .pth file; those of the folders it names are not read, so no editable install follows."""
-    made = Environment(root / "venv", root / "elsewhere", {}, CHECKOUT / "configs")
+    made = Environment(root / "venv", root / "elsewhere", {}, CHECKOUT / "advtrain", CHECKOUT / "configs")
     made.elsewhere.mkdir()
     run([sys.executable, "-m", "venv", "--without-pip", made.folder], root)
     outer = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
@@ -99,7 +101,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     made = environment(tmp_path_factory.mktemp("installed_wheel"))
-    made.configs = made.packages / "advtrain" / "configs"
+    made.package = made.packages / "advtrain"
+    made.configs = made.package / "configs"
     pip("install", wheel, python=made.python)
     return made
 
@@ -118,11 +121,6 @@ def bare_checkout(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return made
 
 
-@pytest.fixture(params=["installed_wheel", "editable_install", "bare_checkout"])
-def any_install(request: pytest.FixtureRequest) -> Environment:
-    return request.getfixturevalue(request.param)
-
-
 def test_the_wheel_holds_the_package_and_every_config(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -133,24 +131,24 @@ def test_the_wheel_holds_the_package_and_every_config(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"advtrain", f"advtrain-{advtrain.__version__}.dist-info"}
 
 
-def test_the_wheel_does_not_see_the_checkout(installed_wheel: Environment) -> None:
-    program = "import sys, advtrain; print(advtrain.__file__, *sys.path, sep='\\n')"
-    module, *path = installed_wheel.run(installed_wheel.python, "-c", program).splitlines()
-    assert Path(module).parent == installed_wheel.packages / "advtrain"
-    assert str(CHECKOUT) not in path
+@pytest.mark.parametrize("install", ["installed_wheel", "editable_install", "bare_checkout"])
+def test_package_and_configs_come_from_the_install(install: str, request: pytest.FixtureRequest) -> None:
+    made: Environment = request.getfixturevalue(install)
+    program = "import sys, advtrain.config as c; print(c.__file__, c.config_dir(), *sys.path, sep='\\n')"
+    module, configs, *path = made.run(made.python, "-c", program).splitlines()
+    assert Path(module).parent == made.package
+    assert Path(configs) == made.configs
+    assert (str(CHECKOUT) in path) == (made.package.parent == CHECKOUT)
 
 
-def test_the_configs_are_found(any_install: Environment) -> None:
-    program = "import advtrain.config; print(advtrain.config.config_dir())"
-    assert Path(any_install.run(any_install.python, "-c", program).strip()) == any_install.configs
-
-
-def test_help_shows_the_choices_and_writes_nothing(any_install: Environment) -> None:
-    page = any_install.run(any_install.python, "-m", "advtrain", "--help")
+@pytest.mark.parametrize("install", ["installed_wheel", "bare_checkout"])
+def test_help_shows_the_choices_and_writes_nothing(install: str, request: pytest.FixtureRequest) -> None:
+    made: Environment = request.getfixturevalue(install)
+    page = made.run(made.python, "-m", "advtrain", "--help")
     for group in ("loss", "data", "model", "attack", "experiment"):
         choices = [path.stem for path in (CHECKOUT / "configs" / group).glob("*.yaml")]
         assert all(f" {word}" in page for word in (group, *choices))
-    assert not list(any_install.elsewhere.iterdir())
+    assert not list(made.elsewhere.iterdir())
 
 
 def test_a_configuration_composes_from_the_wheel(installed_wheel: Environment) -> None:

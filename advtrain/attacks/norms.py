@@ -17,11 +17,11 @@ class Norm(Protocol):
         """The step of length 1 that climbs fastest; zero where the gradient is zero."""
         ...
 
-    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
+    def project(self, perturbation: Images, eps: float) -> Images:
         """The nearest point of the ball of radius `eps` around zero."""
         ...
 
-    def uniform(self, x: Images, eps: float | Tensor, generator: Source) -> Images:
+    def uniform(self, x: Images, eps: float, generator: Source) -> Images:
         """A draw from the ball of radius `eps` around zero, shaped like `x`."""
         ...
 
@@ -34,10 +34,10 @@ class Linf:
     def direction(self, gradient: Images) -> Images:
         return gradient.sign()
 
-    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
+    def project(self, perturbation: Images, eps: float) -> Images:
         return perturbation.clamp(-eps, eps)
 
-    def uniform(self, x: Images, eps: float | Tensor, generator: Source) -> Images:
+    def uniform(self, x: Images, eps: float, generator: Source) -> Images:
         return uniform_like(x, -1, 1, generator) * eps
 
     def length(self, perturbation: Images) -> Tensor:
@@ -51,10 +51,10 @@ class L2:
         scaled = gradient / largest.where(largest > 0, 1)
         return scaled / self._length(scaled).clamp_min(1e-12)
 
-    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
+    def project(self, perturbation: Images, eps: float) -> Images:
         return perturbation * (eps / self._length(perturbation).clamp_min(1e-12)).clamp(max=1)
 
-    def uniform(self, x: Images, eps: float | Tensor, generator: Source) -> Images:
+    def uniform(self, x: Images, eps: float, generator: Source) -> Images:
         # A Gaussian direction times U^(1/d) is uniform in the ball; for images the radius is eps but for a hair.
         direction = normal_like(x, generator)
         dimensions = x[0].numel()

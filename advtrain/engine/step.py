@@ -1,6 +1,6 @@
 """One optimiser step of adversarial training."""
 
-from contextlib import AbstractContextManager
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from advtrain import distributed
 from advtrain.data.base import Batch
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
+from advtrain.engine.numerics import Numerics
 from advtrain.engine.weight_perturbation import WeightPerturbation
 from advtrain.losses import Loss
 from advtrain.random import BatchRows, seeded_generator, stream_seed
@@ -26,29 +27,6 @@ class OuterPass(nn.Module):
 
     def forward(self, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
         return self._loss[0].outer(self.model, x, x_adv, y)
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """How numbers are represented during training.
-
-    Attributes:
-        device: where the model is.
-        dtype: of weights and images.
-        autocast: whether the passes of the model run in bfloat16 where that is safe.
-        memory_format: of the model and of images.
-    """
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    autocast: bool = False
-    memory_format: torch.memory_format = torch.contiguous_format
-
-    def casting(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
-
-    def images(self, x: Images) -> Images:
-        return x.to(dtype=self.dtype, memory_format=self.memory_format)
 
 
 @dataclass(frozen=True)
@@ -123,7 +101,7 @@ class TrainingStep:
         n = len(batch.y)
         bounds = [n * i // self.accumulation for i in range(self.accumulation + 1)]
         pieces = []
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in itertools.pairwise(bounds):
             # Every piece draws from the start of the same stream and keeps its own rows: see advtrain.random.
             generator = seeded_generator(self.seed, "attack", epoch, step, device=self.numerics.device)
             rows = slice(batch.rows.start + start, batch.rows.start + stop)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advtrain import distributed
 from advtrain.attacks import PGD, PGDSchedule
@@ -27,14 +27,15 @@ from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.loggers import Logger, MetricsFile
+from advtrain.engine.meter import Meter
+from advtrain.engine.numerics import device_named, numerics
 from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
-from advtrain.engine.step import Numerics, TrainingStep
+from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import margin_attack, validate
 from advtrain.engine.weight_perturbation import WeightPerturbation
 from advtrain.losses import Loss
-from advtrain.types import SettingError
 
 
 class Diverged(RuntimeError):
@@ -113,7 +114,7 @@ class Trainer:
 
         model = ingredients.model
         if settings.sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = distributed.synchronise_batchnorm(model, self.device)
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
@@ -300,66 +301,6 @@ class Trainer:
         flag = torch.tensor([self._stop_signal], device=self.device)
         self._stop_signal = int(distributed.all_reduce_max(flag).item())
         return bool(self._stop_signal)
-
-
-class Meter:
-    """Means of a step's terms over the steps since the last reading. Nothing leaves the device in between.
-
-    Args:
-        batch_size: images per step over all processes.
-    """
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._reset()
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        for name, value in parts.items():
-            value = value.double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-
-    def read(self) -> dict[str, float]:
-        """The means over steps and processes, and images per second; waits for the device once."""
-        names = sorted(self._sums)
-        sums = distributed.all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        means = (sums / (self._steps * distributed.world_size())).tolist()
-        speed = self.batch_size * self._steps / (time.perf_counter() - self._started)
-        self._reset()
-        return dict(zip(names, means, strict=True)) | {"images_per_second": round(speed, 1)}
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._started = time.perf_counter()
-
-
-def device_named(word: str) -> torch.device:
-    """The device of this process: `auto` prefers a GPU.
-
-    Raises:
-        SettingError: a GPU is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if word == "cuda" and not available:
-        raise SettingError("trainer.device: expected a CUDA GPU, got none; use trainer.device=cpu")
-    if word == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", distributed.local_rank())
-
-
-def numerics(settings: TrainerSettings, device: torch.device, channels: int) -> Numerics:
-    """What `trainer.precision` and `trainer.channels_last` mean on this device."""
-    autocast = settings.precision == "bf16"
-    if settings.precision == "auto":
-        autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    last = channels == 3 if settings.channels_last is None else settings.channels_last
-    return Numerics(
-        device=device,
-        dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
-        autocast=autocast,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:

@@ -50,19 +50,17 @@ def validate(
     Processes take turns over the batches; each batch has its own random stream, so the result does not depend on how
     many processes there are. The same images and starts are used after every epoch.
     """
-    n_examples = min(settings.n_examples or len(split), len(split))
+    chosen = split.subset(settings.n_examples)
     counts = torch.zeros(2, dtype=torch.int64, device=device)
-    starts = range(0, n_examples, settings.batch_size)
     with evaluating(model):
-        for batch, start in enumerate(starts):
+        for batch, indices in enumerate(chosen.split(settings.batch_size)):
             if batch % distributed.world_size() == distributed.rank():
-                indices = torch.arange(start, min(start + settings.batch_size, n_examples))
                 x = split.fetch(indices, device).to(dtype=dtype, memory_format=memory_format)
                 y = split.labels[indices].to(device)
                 generator = seeded_generator(seed, "validation", batch, device=device)
                 counts += _correct(model, x, y, attack, generator)
     clean, robust = distributed.all_reduce_sum(counts).tolist()
-    return Accuracy(clean / n_examples, robust / n_examples, n_examples)
+    return Accuracy(clean / len(chosen), robust / len(chosen), len(chosen))
 
 
 def _correct(model: nn.Module, x: Tensor, y: Tensor, attack: PGD, generator: torch.Generator) -> Tensor:

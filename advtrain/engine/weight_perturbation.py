@@ -60,11 +60,11 @@ class AWP:
     def __call__(self, model: nn.Module, ascent: Callable[[], None]) -> Iterator[None]:
         ascent()
         weights = [p for p in model.parameters() if p.grad is not None and p.dim() > 1]
+        gradients = [p.grad for p in weights if p.grad is not None]
         originals = [p.detach().clone() for p in weights]
         try:
             with torch.no_grad():
-                for weight in weights:
-                    gradient = weight.grad
+                for weight, gradient in zip(weights, gradients, strict=True):
                     weight.add_(gradient * (self.gamma * weight.norm() / gradient.norm().clamp_min(1e-20)))
             model.zero_grad(set_to_none=True)
             yield

@@ -34,7 +34,7 @@ def curves(directory: Path, processes: int) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = curves(tmp_path / "one", 1), curves(tmp_path / "two", 2)
-    # seven losses without BatchNorm, and again with SyncBatchNorm's counterpart on one process
+    # seven losses without BatchNorm, and again with synchronised BatchNorm
     assert len(one) == 14 and one.keys() == two.keys()
     for name, curve in one.items():
         assert len(curve) == 20

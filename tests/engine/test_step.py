@@ -10,18 +10,8 @@ from torch import nn
 from advtrain.attacks import PGD
 from advtrain.engine import AWP, NoPerturbation
 from advtrain.engine.modes import attack_mode, buffers_kept
-from advtrain.losses import DKL, GKL, IKL, KL, PGDAT, TRADES, Standard
-from tests.engine.toy import network, trainer, weights_of
-
-LOSSES = {
-    "standard": lambda: Standard(),
-    "pgd_at": lambda: PGDAT(),
-    "trades": lambda: TRADES(),
-    "kl": lambda: KL(),
-    "dkl": lambda: DKL(),
-    "ikl": lambda: IKL(num_classes=4, inner="ikl"),
-    "gkl": lambda: GKL(num_classes=4, gamma=0.4),
-}
+from advtrain.losses import PGDAT, TRADES
+from tests.engine.toy import LOSSES, network, trainer, weights_of
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from advtrain.attacks import PGD
 from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
 from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
-from advtrain.losses import IKL
+from advtrain.losses import DKL, GKL, IKL, KL, PGDAT, TRADES, Standard
 
 
 class Toy(ArrayDataset):
@@ -32,6 +32,17 @@ class Toy(ArrayDataset):
         means = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(7)) * 255
         images = means[labels] + 60 * torch.randn(n, 3, 6, 6, generator=generator)
         return images.clamp(0, 255).to(torch.uint8), labels
+
+
+LOSSES = {
+    "standard": lambda: Standard(),
+    "pgd_at": lambda: PGDAT(),
+    "trades": lambda: TRADES(),
+    "kl": lambda: KL(),
+    "dkl": lambda: DKL(),
+    "ikl": lambda: IKL(num_classes=4, inner="ikl"),
+    "gkl": lambda: GKL(num_classes=4, gamma=0.4),
+}
 
 
 def network(norm: bool = False) -> nn.Module:

@@ -176,7 +176,8 @@ def test_other_arrays(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("clean_acc", "99.00"), ("autoattack_acc", "99.00"), ("eps", "0.02"), ("eps", 0.2)]
+    ("field", "value"),
+    [("clean_acc", "99.00"), ("autoattack_acc", "99.00"), ("reported", "99.00"), ("eps", "0.02"), ("eps", 0.2)],
 )
 def test_edited_model_info(evaluated: Evaluated, here: Callable[[Path], dict], field: str, value: object) -> None:
     bundle = evaluated().export()
@@ -187,6 +188,17 @@ def test_edited_model_info(evaluated: Evaluated, here: Callable[[Path], dict], f
     write_sums(bundle.directory)
     with pytest.raises(verify_script.Mismatch, match=rf"expected {field} .*edited model_info"):
         here(bundle.directory)
+
+
+@pytest.mark.parametrize("name", ["model_info/", ".pt", "submission.md", "README.md", "verification.npz"])
+def test_a_file_that_left_the_list(evaluated: Evaluated, here: Callable[[Path], dict], name: str) -> None:
+    folder = evaluated().export().directory
+    (folder / "notes.txt").write_text("a file of the author's is none of our business")
+    assert here(folder)["rounding_ties"] == 0
+    sums = folder / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(keepends=True) if name not in line))
+    with pytest.raises(verify_script.Mismatch, match=rf"every file in SHA256SUMS, got no .*{name}"):
+        here(folder)
 
 
 @pytest.mark.parametrize("attack", ["clean", "robust"])
