@@ -41,7 +41,7 @@ def train() -> None:
     overrides, own_folder = overrides_of(arguments), own_config_folder(arguments)
     sweeping = bool({"-m", "--multirun"} & set(arguments))
 
-    if "--cfg" in arguments:
+    if {"--cfg", "-c"} & set(arguments):
         _print_config(compose("train", overrides, own_folder))
         return
     for point in sweep_points(overrides) if sweeping else [overrides]:

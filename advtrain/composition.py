@@ -163,7 +163,8 @@ def explain(error: Exception, name: str, overrides: Sequence[str], own_folder: P
     if absent and absent.group(1) == "source":
         return "model: expected a run directory, a checkpoint, a bundle or robustbench:<name>, got none; add model=…"
     if absent:
-        return f"{absent.group(1)}: expected a value, got none; add {absent.group(1)}=… (see --help)"
+        key = getattr(error, "full_key", None) or absent.group(1)
+        return f"{key}: expected a value, got none; add {key}=…"
     for override in overrides:
         if "=" not in override or re.search(re.escape(override), text):
             return f"expected overrides of the form key=value, got {override!r}; quote values with special characters"

@@ -148,11 +148,11 @@ def _typed_value(hint: Any, value: Any, name: str) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     if value is None and type(None) in kinds:
         return None
-    kind = next(kind for kind in kinds if kind is not type(None))
+    kind: Any = next(kind for kind in kinds if kind is not type(None))
     if is_dataclass(kind) and isinstance(value, Mapping):
         return typed(cast(type, kind), value, name)
-    if get_origin(kind) in (list, tuple) and isinstance(value, list | tuple):
-        return get_origin(kind)(_typed_value(get_args(kind)[0], item, name) for item in value)
+    if get_origin(kind) is list and isinstance(value, list | tuple):
+        return [_typed_value(get_args(kind)[0], item, name) for item in value]
     if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     converters: dict[Any, Callable[[str, Any], Any]] = {bool: checks.flag, int: checks.integer, float: checks.number}

@@ -192,6 +192,6 @@ def labels(record: dict[str, Any]) -> dict[str, str]:
         named["autoattack"] = f"AutoAttack ({record['autoattack']['settings']['version']})"
     largest = max(record[name]["n_examples"] for name in named)
     return {
-        name: label if record[name]["n_examples"] == largest else f"{label}, first {record[name]['n_examples']} images"
+        name: label if record[name]["n_examples"] == largest else f"{label}, subset of {record[name]['n_examples']}"
         for name, label in named.items()
     }

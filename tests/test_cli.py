@@ -80,9 +80,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "no ImageNet": (("data=imagenet", "data.root=nowhere", "model=resnet_50"), ("data.root: expected",)),
     "prior without classes": (
-        ("data=npz", "loss=ikl", "model=preact_resnet_18"),
+        ("data=npz", "data.train=a.npz", "data.test=b.npz", "loss=ikl", "model=preact_resnet_18"),
         ("data.num_classes", "IKL", "class prior", "loss=trades"),
     ),
+    "npz without a file": (("data=npz", "model=preact_resnet_18"), ("data.train: expected a value, got none",)),
     "no attack to train with": (("attack=none",), ("attack=none", "IKL", "loss=standard")),
     "zero gradient at the start": (("attack.init=none",), ("attack.init=none", "loss.inner=kl", "uniform")),
     "prior objective without prior": (("loss=trades", "loss.inner=ikl"), ("loss.inner", "TRADES", "no class prior")),
@@ -146,8 +147,8 @@ def test_the_whole_way(advtrain: Run, tmp_path: Path) -> None:
     record = json.loads((run / "evaluation.json").read_text())
     assert record["threat"] == {"norm": "linf", "eps": 0.2}
     assert record["n_examples"] == 360 and record["autoattack"]["n_examples"] == 20
-    assert "CE(f(x), y) + 20 wMSE" in done.stdout and "verified: torch" in done.stdout
-    assert "first 20 images" in done.stdout  # a subset is called one
+    assert "CE(f(x), y) + 10 wMSE" in done.stdout and "verified: torch" in done.stdout
+    assert "subset of 20" in done.stdout  # a subset is called one
 
     arrays = np.load(run / "adversarial.npz")
     distance = np.abs(arrays["adversarial_images"] - arrays["images"]).max()
@@ -170,6 +171,20 @@ def test_the_whole_way(advtrain: Run, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "architecture.py").write_text("")
     done = advtrain("export", "verify=bundle")
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun(advtrain: Run, tmp_path: Path) -> None:
+    """Training by two gloo processes, evaluation and bundle by the first; the same command then finds it finished."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "advtrain"]
+    command = [sys.executable, *launcher, *SHORT, "name=two", "averaging=ema"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for words in ("trained 2 epochs", "trained 2 epochs"):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count(words) == 1 and "cpu × 2" in done.stdout
+    assert (tmp_path / "runs" / "two" / "evaluation.json").is_file()
+    assert (tmp_path / "runs" / "two" / "export" / "SHA256SUMS").is_file()
 
 
 @pytest.mark.slow

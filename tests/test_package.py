@@ -1,6 +1,7 @@
 """The package as users get it: a wheel, an editable install and a bare checkout, from any working directory."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ HEAVY = (
 
 
 def run(command: Sequence[str | Path], folder: Path, **variables: str) -> str:
-    """Standard output of a command that must succeed in silence, run in `folder` without this process's PYTHONPATH."""
+    """Standard output of a command that must succeed, run in `folder` without this process's PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -144,17 +145,24 @@ def test_package_and_configs_come_from_the_install(install: str, request: pytest
 @pytest.mark.parametrize("install", ["installed_wheel", "bare_checkout"])
 def test_help_shows_the_choices_and_writes_nothing(install: str, request: pytest.FixtureRequest) -> None:
     made: Environment = request.getfixturevalue(install)
+    before = list(made.elsewhere.iterdir())
     page = made.run(made.python, "-m", "advtrain", "--help")
     for group in ("loss", "data", "model", "attack", "experiment"):
         choices = [path.stem for path in (CHECKOUT / "configs" / group).glob("*.yaml")]
         assert all(f" {word}" in page for word in (group, *choices))
-    assert not list(made.elsewhere.iterdir())
+    assert list(made.elsewhere.iterdir()) == before
 
 
-def test_a_configuration_composes_from_the_wheel(installed_wheel: Environment) -> None:
-    text = installed_wheel.run(installed_wheel.python, "-m", "advtrain", "loss=trades", "seed=7", "--cfg", "job")
-    assert "advtrain.losses.TRADES" in text
-    assert "seed: 7" in text
+@pytest.mark.slow
+def test_the_wheel_trains_evaluates_and_exports(installed_wheel: Environment) -> None:
+    """The main job at toy size, by the installed command, where only installed packages can be imported."""
+    attack = ["eval.autoattack.version=custom", "eval.autoattack.attacks=[apgd-ce]", "eval.autoattack.n_examples=10"]
+    training = ["trainer.epochs=1", "trainer.batch_size=256", "trainer.validation.steps=1", "trainer.threads=1"]
+    words = [*training, "eval.pgd.n_examples=10", *attack, "name=toy"]
+    installed_wheel.run(installed_wheel.scripts / "advtrain", *words)
+    made = installed_wheel.elsewhere / "runs" / "toy"
+    assert json.loads((made / "evaluation.json").read_text())["autoattack"]["n_examples"] == 10
+    assert list((made / "export").rglob("*.pt"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -161,14 +161,14 @@ def _write(
     folder: Path,
     contents: Contents,
     state: Mapping[str, Tensor],
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
     spec: Mapping[str, Any],
 ) -> None:
     weights, info = folder / contents.weights_path, folder / contents.model_info_path
     weights.parent.mkdir(parents=True)
     info.parent.mkdir(parents=True)
     torch.save({"state_dict": dict(state)}, weights)
-    np.savez_compressed(folder / "verification.npz", allow_pickle=False, **arrays)
+    np.savez_compressed(folder / "verification.npz", **arrays)
     texts = {
         info: _json(documents.model_info(contents)),
         folder / "verification.json": _json(spec),

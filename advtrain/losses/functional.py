@@ -15,6 +15,8 @@ gradient, half a weighted variance: (W/2) Σ_j p_j (d_j - d̄)², which costs O(
 or better, also inside autocast. Logits have shape (N, C), batch first; results are scalars, means over the batch.
 """
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,10 +105,11 @@ def gkl(
         ValueError: the shapes differ or are not (N, C), or γ < 0.
     """
     natural_logits, adversarial_logits, class_weights = _prepared(natural_logits, adversarial_logits, class_weights)
-    factors = power(class_weights, gamma)
+    factors = power(class_weights.detach(), gamma)
     if mean_weight is None:
         mean_weight = pair_weights(factors).mean()
-    wmse = weighted_mse(natural_logits, adversarial_logits, factors).mean() / mean_weight
+    wmse = weighted_mse(natural_logits, adversarial_logits, factors).mean()
+    wmse = wmse / mean_weight.to(wmse.dtype)
     return wmse_weight * wmse + ce_weight * soft_cross_entropy(natural_logits, adversarial_logits).mean()
 
 
@@ -191,8 +194,9 @@ def _anchored(logits: Tensor) -> Tensor:
 
 
 def _prepared(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in float32 or better, after a check that all are (N, C) and alike."""
+    """The tensors in their common type, float32 or better, after a check that all are (N, C) and alike."""
     shapes = [tuple(t.shape) for t in tensors]
     if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"expected tensors of one shape (N, C), got {', '.join(map(str, shapes))}")
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return tuple(t.to(dtype) for t in tensors)

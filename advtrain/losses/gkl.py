@@ -49,7 +49,7 @@ class GKL(Loss):
         return self.prior(y)
 
     def start_batch(self, y: Labels) -> None:
-        weights = functional.pair_weights(functional.power(self.prior(y), self.gamma)).double()
+        weights = functional.pair_weights(functional.power(self.prior(y).double(), self.gamma))
         total = distributed.all_reduce_sum(weights.sum())
         self._mean_weight = total / (len(y) * distributed.world_size())
 

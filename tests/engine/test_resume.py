@@ -112,7 +112,7 @@ def test_another_configuration_is_refused_and_loses_nothing(uninterrupted: Path)
     process = start(uninterrupted.parents[1], "loss.ce_weight=5")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "loss.ce_weight (there 4.0, now 5)" in output
+    assert "loss.ce_weight (there 3.0, now 5)" in output
     assert (uninterrupted / "checkpoints" / "last.pt").read_bytes() == before
 
 

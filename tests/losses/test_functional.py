@@ -180,6 +180,7 @@ def test_gkl_over_shards_is_gkl_of_the_batch() -> None:
 @pytest.mark.parametrize("name", losses())
 @pytest.mark.parametrize("side", ("natural", "adversarial"))
 def test_a_common_offset_keeps_float32_exact(name: str, side: str) -> None:
+    """1e-4 is promised; 1e-6 is what is left when the offset goes out before anything is subtracted, else 3e-6."""
     loss = losses()[name]
     m, n, p = (t.detach().float() for t in (logits(16, 10, 3, 1), logits(16, 10, 3, 2), weights(16, 10)))
     m, n = (m + 1000, n) if side == "natural" else (m, n + 1000)
@@ -188,11 +189,11 @@ def test_a_common_offset_keeps_float32_exact(name: str, side: str) -> None:
     exact_m, exact_n = m.detach().double().requires_grad_(), n.detach().double().requires_grad_()
     exact = loss(exact_m, exact_n, p.double())
     assert value.dtype == torch.float32
-    assert abs(value.item() - exact.item()) < 1e-4 * exact.item()
+    assert abs(value.item() - exact.item()) < 1e-6 * exact.item()
     for actual, expected in zip(
         torch.autograd.grad(value, (m, n)), torch.autograd.grad(exact, (exact_m, exact_n)), strict=True
     ):
-        assert (actual - expected).norm() < 1e-4 * expected.norm()
+        assert (actual - expected).norm() < 1e-6 * expected.norm()
 
 
 class LiveBytes(TorchDispatchMode):
