@@ -4,6 +4,7 @@ python scripts/record.py runs/cifar10_cpu-seed0 [results/cifar10_cpu.json]
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def record(run: Path) -> dict[str, Any]:
     provenance = config["provenance"]
     names = [name for name in ("clean", "pgd", "autoattack") if name in evaluation]
     return {
-        "command": provenance["command"],
+        "command": re.sub(r"(data\.root|run_root)=\S+", r"\1=/datasets", provenance["command"]),
         "seed": config["seed"],
         "git_commit": {"training": provenance["git_commit"], "evaluation": evaluation["source"]["git_commit"]},
         "hardware": evaluation["hardware"],

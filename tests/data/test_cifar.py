@@ -105,7 +105,7 @@ def test_only_the_first_process_of_a_node_fetches(
     events: list[object] = []
 
     class Official:
-        data = np.zeros((20, 32, 32, 3), np.uint8)
+        data = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
         targets = [*range(10)] * 2
 
         def __init__(self, root: Path, train: bool, download: bool) -> None:
@@ -114,8 +114,10 @@ def test_only_the_first_process_of_a_node_fetches(
     monkeypatch.setattr(datasets, "CIFAR10", Official)
     monkeypatch.setattr(distributed, "local_rank", lambda: local_rank)
     monkeypatch.setattr(distributed, "barrier", lambda: events.append("barrier"))
-    assert len(CIFAR10(root=str(tmp_path), validation_size=10).split("train")) == 10
+    split = CIFAR10(root=str(tmp_path), validation_size=10).split("train")
     assert events == [*fetches, "barrier", False]
+    x = split.fetch(torch.arange(10), "cpu")
+    assert np.array_equal((x * 255).round().numpy(), Official.data[split.members].transpose(0, 3, 1, 2))
 
     (tmp_path / CIFAR10.folder).mkdir()
     for name in CIFAR10.files:

@@ -30,7 +30,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], dict]]:
     torch.set_num_threads(threads)
 
 
-def test_verifies_without_robustbench_class(evaluated: Evaluated) -> None:
+def test_verifies_without_robustbench_class(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('the process is not isolated')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = evaluated()
     found = verify_bundle(run.export().directory)
     assert found.loader.startswith("torch ")

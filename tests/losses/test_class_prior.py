@@ -173,7 +173,12 @@ def test_two_processes_gather_together(tmp_path) -> None:
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = [sys.executable, str(tmp_path / "gather.py"), str(tmp_path / "batch.pt"), str(tmp_path)]
     processes = [subprocess.Popen(command, env={**os.environ, **group, "RANK": rank}) for rank in "01"]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
     alone = ClassPrior(num_classes=4)
     alone.update(logits[:20], y[:20])
