@@ -98,14 +98,16 @@ def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str,
     def task(config: DictConfig) -> None:
         try:
             hydra_config = HydraConfig.get()
-            overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
-            job(plain(config, overrides, chosen, own_config_folder(arguments)), hydra_config)
+            task_overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
+            job(plain(config, task_overrides, chosen, own_config_folder(arguments)), hydra_config)
         except SettingError as error:
             _fail(error, 2)
         except Exception as error:
             _fail_known(error)
 
-    sys.argv = [sys.argv[0], *arguments]
+    # Hydra wants all overrides in one stretch.
+    overrides = overrides_of(arguments)
+    sys.argv = [sys.argv[0], *(word for word in arguments if word not in overrides), *overrides]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
 
 

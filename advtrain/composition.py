@@ -92,7 +92,7 @@ def plain(
     recipe_choices, recipe_settings = _recipe(str(chosen.get("experiment")), folders)
     for group, choice in recipe_choices.items():
         if group in chosen and chosen[group] != choice:
-            own = _own_settings(group, str(chosen[group]), folders)
+            own = own_settings(group, str(chosen[group]), folders)
             for key in recipe_settings.get(group, {}):
                 if f"{group}.{key}" in given:
                     continue
@@ -119,12 +119,13 @@ def _recipe(experiment: str, folders: Sequence[Path]) -> tuple[dict[str, str], d
     return chosen, _merged(settings, content)
 
 
-def _own_settings(group: str, choice: str, folders: Sequence[Path]) -> dict[str, Any]:
+def own_settings(group: str, choice: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """What the YAML of a choice (and those it builds on) says, interpolations unresolved."""
     content = _yaml(group, choice, folders)
     settings: dict[str, Any] = {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            settings |= _own_settings(group, entry, folders)
+            settings |= own_settings(group, entry, folders)
     return settings | content
 
 

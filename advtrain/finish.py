@@ -1,6 +1,7 @@
 """How a run ends: evaluation, bundle, verification, and what the person sees of them."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def export_and_verify(
 
 
 def data_name(config: dict[str, Any]) -> str:
-    """The dataset's name as leaderboards write it."""
-    return config["data"]["_target_"].rpartition(".")[2].lower()
+    """The dataset's name as leaderboards write it: that of its class."""
+    module, _, name = config["data"]["_target_"].rpartition(".")
+    return getattr(import_module(module), name).name
 
 
 def evaluation_run(config: dict[str, Any]) -> None:

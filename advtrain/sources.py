@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from advtrain.composition import choices, compose
-from advtrain.config import build
+from advtrain.composition import choices, own_settings
+from advtrain.config import build, config_dir
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.types import SettingError
@@ -99,4 +99,4 @@ def _data(name: str) -> dict[str, Any]:
     if name not in choices("data"):
         valid = ", ".join(choices("data"))
         raise SettingError(f"dataset: expected one of {valid}, got {name!r}; evaluate the run directory instead")
-    return compose("train", [f"data={name}", "model=small_cnn"])["data"]
+    return own_settings("data", name, [config_dir()])

@@ -19,8 +19,9 @@ def test_the_papers_recipes_exist() -> None:
 
 @pytest.mark.parametrize("group", sorted(path.name for path in (ROOT / "configs").iterdir() if path.is_dir()))
 def test_every_choice_composes(group: str) -> None:
+    mandatory = {"npz": ["data.train=a", "data.test=b"], "imagenet": ["data.root=c"]}
     for choice in choices(group):
-        config = compose("train", [f"{group}={choice}"])
+        config = compose("train", [f"{group}={choice}", *mandatory.get(choice, [])])
         assert config["seed"] == 0
 
 

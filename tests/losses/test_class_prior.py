@@ -99,7 +99,9 @@ def test_the_cut_into_batches_does_not_matter() -> None:
 def test_the_prior_is_a_constant_and_holds_no_graph() -> None:
     prior = ClassPrior(num_classes=4)
     logits, y = batches(8)[0]
-    run_epoch(prior, [(logits.requires_grad_(), y)])
+    prior.update(logits.requires_grad_(), y)
+    assert not any(buffer.requires_grad for buffer in prior.buffers())
+    prior.end_epoch()
     assert not prior(y).requires_grad
     assert not list(prior.parameters())
 

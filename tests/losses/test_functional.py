@@ -251,10 +251,12 @@ def test_low_precision_is_computed_in_float32(name: str) -> None:
 
 
 def test_margin_against_a_loop() -> None:
-    z, y = logits(6, 4, 2, 1).detach(), torch.tensor([0, 1, 2, 3, 0, 1])
+    z, y = logits(20, 4, 2, 1).detach(), torch.arange(20) % 4
     rows = zip(z.tolist(), y.tolist(), strict=True)
     expected = [max(v for j, v in enumerate(row) if j != label) - row[label] for row, label in rows]
     assert functional.margin_per_image(z, y).tolist() == pytest.approx(expected, rel=1e-14)
+    assert torch.equal(functional.margin_per_image(z, y) > 0, z.argmax(1) != y)
+    assert 0 < (z.argmax(1) == y).sum() < 20
     with pytest.raises(ValueError, match="at least 2 classes"):
         functional.margin_per_image(z[:, :1], y)
 
