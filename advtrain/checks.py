@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 from advtrain.types import SettingError
@@ -11,11 +12,13 @@ from advtrain.types import SettingError
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Returns `value` as an int in [low, high]; a bool, a fraction or a word is refused."""
     expected = f"an integer{_range(low, high)}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    # Integral covers NumPy's integers; a float counts when it is whole, as YAML may write 1e3.
+    if isinstance(value, bool) or not isinstance(value, Integral | float) or value % 1 != 0:
         raise SettingError(f"{name}: expected {expected}, got {value!r}; give a whole number")
-    if (low is not None and value < low) or (high is not None and value > high):
+    whole = int(value)
+    if (low is not None and whole < low) or (high is not None and whole > high):
         raise SettingError(f"{name}: expected {expected}, got {value}; choose a value in that range")
-    return int(value)
+    return whole
 
 
 def number(

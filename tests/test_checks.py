@@ -98,3 +98,10 @@ def test_a_radius_of_8_is_a_forgotten_denominator() -> None:
     assert "write part.setting=8/255" in line(checks.radius, 8, "linf")
     assert checks.radius("eps", 3, "l2") == 3  # lengths of image vectors go far beyond 1
     assert "of at least 0, got -0.1; " in line(checks.radius, -0.1, "l2")
+
+
+def test_numpy_integers_are_integers() -> None:
+    """`num_classes=labels.max() + 1` in a notebook."""
+    numpy = pytest.importorskip("numpy")
+    value = checks.integer("n", numpy.int64(7), low=2)
+    assert value == 7 and type(value) is int
