@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from advtrain import checks
 from advtrain.losses import objectives
-from advtrain.types import Images, Labels, Logits, Objective, Parts, SettingError, Targets
+from advtrain.types import Images, Logits, Objective, Parts, SettingError, Targets
 
 # What these maximise is defined for soft labels, too: ce by its sum over classes, kl and ikl because they need no
 # label. A margin has one true class; taking the largest of a mixed label would attack half of the image.
@@ -48,7 +48,7 @@ class Loss(nn.Module, ABC):
         """Whether the loss weighs classes by a `ClassPrior`."""
         return False
 
-    def class_weights(self, y: Labels) -> Logits | None:
+    def class_weights(self, y: Targets) -> Logits | None:
         """The prior's rows for the labels, shape (N, C), where the loss keeps a prior."""
         return None
 

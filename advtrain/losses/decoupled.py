@@ -8,7 +8,7 @@ from advtrain.losses import objectives
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.regularised import Regularised
 from advtrain.losses.shapes import prepared
-from advtrain.types import Images, Labels, Logits, Objective, Targets
+from advtrain.types import Images, Logits, Objective, Targets
 
 
 class Decoupled(Regularised):
@@ -62,7 +62,7 @@ class Decoupled(Regularised):
         """p of the wMSE, shape (N, C), constant."""
         return predictions(natural_logits) if self.prior is None else self.prior(y)
 
-    def observe(self, natural_logits: Logits, y: Labels) -> None:
+    def observe(self, natural_logits: Logits, y: Targets) -> None:
         if self.prior is not None:
             self.prior.update(natural_logits, y)
 

@@ -6,6 +6,7 @@ from advtrain import checks, distributed
 from advtrain.losses import functional
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.decoupled import Decoupled
+from advtrain.losses.shapes import prepared
 from advtrain.types import Logits, Scalar, Targets
 
 NORMALISERS = ("batch", "sample")
@@ -77,7 +78,7 @@ class GKL(Decoupled):
     def regulariser(self, natural_logits: Logits, adversarial_logits: Logits, y: Targets) -> Scalar:
         factors = self.pair_factors(natural_logits, y)
         if self.normaliser == "sample":
-            factors = functional.power(factors, self.gamma)
+            factors = functional.power(prepared(natural_logits, factors)[1], self.gamma)
             return functional.ikl(
                 natural_logits,
                 adversarial_logits,
