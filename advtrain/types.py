@@ -12,7 +12,7 @@ from torch import Tensor
 Images = Float[Tensor, "n c h w"]  # pixels in [0, 1]
 Logits = Float[Tensor, "n k"]
 Labels = Int[Tensor, " n"]
-SoftLabels = Float[Tensor, "n k"]  # of mixed images: one probability per class
+SoftLabels = Float[Tensor, "n k"]  # probabilities of the classes, of mixed images
 Targets = Labels | SoftLabels
 PerImage = Float[Tensor, " n"]
 Scalar = Float[Tensor, ""]
