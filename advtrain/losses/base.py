@@ -17,9 +17,13 @@ class Loss(nn.Module, ABC):
     Attributes:
         needs_attack: whether `outer` uses x_adv. A loss that does not is trained without an attack.
         inner_objective: the word for what the attack maximises, one of `objectives.INNER`.
+        takes_soft_labels: whether `y` may be class probabilities of shape (n, C).
+        views: of each image that `outer` expects; with 2, its rows are those of view 1, then those of view 2.
     """
 
     needs_attack = True
+    takes_soft_labels = False
+    views = 1
 
     def __init__(self, *, inner: str) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from advtrain.data.arrays import ArrayLoader, ArraySplit, whole
+from advtrain.data.augmentations import augmentation
 from advtrain.types import SettingError
 
 N, BATCH = 46, 8
@@ -19,8 +20,8 @@ def split() -> ArraySplit:
 
 
 def loader(split: ArraySplit, augment: str = "crop_flip", **changes: int) -> ArrayLoader:
-    options = {"padding": 2, "batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
-    return ArrayLoader(split, augment=augment, device="cpu", **options)
+    options = {"batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
+    return ArrayLoader(split, augment=augmentation(augment, padding=2), device="cpu", **options)
 
 
 def images_of(loader: ArrayLoader, epoch: int = 1, start_step: int = 0) -> Tensor:
