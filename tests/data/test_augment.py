@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from advtrain.data.augmentations.placement import random_crop_flip
-from advtrain.random import BatchRows
 
 SHAPE = (3, 5, 7)
 

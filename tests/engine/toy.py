@@ -1,5 +1,6 @@
 """A toy problem for the engine: separable images of a few classes, tiny networks, and the parts of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ class Toy(ArrayDataset):
     name = "toy"
     image_shape = (3, 6, 6)
 
-    def __init__(self, augment: str = "crop_flip") -> None:
-        super().__init__(num_classes=4, validation_size=16, split_seed=0, augment=augment, padding=1)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(num_classes=4, validation_size=16, padding=1, **settings)
 
     def check(self) -> None:
         pass
@@ -43,6 +44,44 @@ LOSSES = {
     "dkl": lambda: DKL(),
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
     "gkl": lambda: GKL(num_classes=4, gamma=0.4),
+}
+
+
+class TwoViews(PGDAT):
+    """CE on x' of view 1 plus half of that of view 2."""
+
+    views = 2
+
+    def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert len(x) == len(x_adv) == len(y) and torch.equal(*y.chunk(2))
+        ce = nn.functional.cross_entropy(model(x_adv), y, reduction="none")
+        first, second = ce.chunk(2)
+        total = first.mean() + second.mean() / 2
+        return total, {"loss": total.detach()}
+
+
+class Soft(PGDAT):
+    """CE on x' with soft labels, inside and outside."""
+
+    takes_soft_labels = True
+
+    def start_batch(self, y: Tensor) -> None:
+        assert y.is_floating_point()
+
+    def inner(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        assert y.shape == (len(x), 4) and torch.allclose(y.sum(1), torch.ones(len(x)))
+        return lambda images: nn.functional.cross_entropy(model(images), y.to(images.dtype), reduction="none")
+
+    def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total = nn.functional.cross_entropy(model(x_adv), y.to(x.dtype))
+        return total, {"loss": total.detach()}
+
+
+# What data can ask of a loss, and a run of it: the names of trainer's arguments.
+DATA: dict[str, Callable[[], dict[str, Any]]] = {
+    "second_view": lambda: {"data": Toy(second_view="autoaugment"), "loss": TwoViews()},
+    "mixup": lambda: {"data": Toy(mix="mixup"), "loss": Soft()},
+    "cutmix": lambda: {"data": Toy(mix="cutmix"), "loss": Soft()},
 }
 
 
