@@ -24,7 +24,7 @@ from tests.engine.toy import Toy, network, trainer
 NUMERICS = Numerics(torch.device("cpu"), torch.float64)
 
 
-def deep() -> nn.Module:
+def deep() -> nn.Sequential:
     """Two BatchNorm layers, the second behind dropout."""
     torch.manual_seed(4)
     first = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3), nn.ReLU(), nn.Dropout(0.5)]
@@ -108,11 +108,11 @@ def test_a_model_without_batchnorm_asks_for_no_image() -> None:
 
 def test_a_layer_that_no_image_reaches_stays() -> None:
     model = deep()
-    model.append(nn.Identity())
-    model[8].spare = nn.BatchNorm2d(2)  # registered, never called
+    model.spare = nn.Identity()
+    model.spare.inner = nn.BatchNorm2d(2)  # registered, never called
     recompute_statistics(model, batches())
-    assert torch.equal(model[8].spare.running_var, torch.ones(2))
-    assert not torch.equal(model[1].running_var, torch.ones(5, dtype=torch.float64))
+    assert torch.equal(model.get_buffer("spare.inner.running_var"), torch.ones(2))
+    assert not torch.equal(model.get_buffer("1.running_var"), torch.ones(5, dtype=torch.float64))
 
 
 class TestNaturalImages:
@@ -157,7 +157,7 @@ def test_the_three_ways_through_training(name: str, tmp_path: Path) -> None:
     for way in ("averaged", "copied", "recomputed"):
         torch.manual_seed(6)
         average = AVERAGES[name](batchnorm=way)
-        run = trainer(tmp_path / way, build(config["model"]), averaging=average, loss=Standard(), attack=None)
+        run = trainer(tmp_path / way, build(config["model"]), averaging=average, loss=Standard(), batch_size=48)
         used: dict[int, dict[str, Tensor]] = {}  # by epoch; what validation saw is the last
         run.averaged.register_forward_hook(
             lambda *_, run=run, used=used: used.update({run.position.epoch: copy.deepcopy(run.averaged.state_dict())})

@@ -32,9 +32,8 @@ def run(directory: Path) -> None:
         made = {group: make() for group, make in choices.items() if make is not None}
         model = network(norm=synchronised is not None)
         accumulation = 2 if synchronised is None else 1  # batch statistics depend on how a batch is cut up
-        training = trainer(
-            directory / name, model, sync_batchnorm=bool(synchronised), accumulation=accumulation, **made
-        )
+        sizes = {"batch_size": 48, "accumulation": accumulation}
+        training = trainer(directory / name, model, sync_batchnorm=bool(synchronised), **sizes, **made)
         training.fit()
         position = training.position
         state = {
