@@ -142,6 +142,13 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             f"attack.init=none with loss.inner={loss.inner_objective}: expected a start away from the image, where the "
             "gradient of that objective is zero; choose attack.init=uniform or loss.inner=ce"
         )
+    for group in ("weight_perturbation", "averaging"):
+        first = getattr(parts[group], "start_epoch", 1)  # not every choice has one
+        if first > settings.epochs:
+            raise SettingError(
+                f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
+                f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
+            )
     rows, rest = divmod(settings.batch_size, distributed.launched_processes())
     if rest or rows < settings.accumulation:
         raise SettingError(
