@@ -31,11 +31,19 @@ def zoo(name: str) -> ModuleType:
     return module
 
 
+BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+
+
 def zoo_preact(a: Arguments) -> nn.Module:
     resnet = zoo("resnet")
-    blocks = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}[a["depth"]]
     switches = {name: a[name] for name in ("bn_before_fc", "out_shortcut")}
-    return resnet.PreActResNet(resnet.PreActBlock, blocks, num_classes=a["num_classes"], **switches)
+    return resnet.PreActResNet(resnet.PreActBlock, BLOCKS[a["depth"]], num_classes=a["num_classes"], **switches)
+
+
+def zoo_resnet(a: Arguments) -> nn.Module:
+    resnet = zoo("resnet")
+    block = resnet.BasicBlock if a["depth"] < 50 else resnet.Bottleneck
+    return resnet.ResNet(block, BLOCKS[a["depth"]], num_classes=a["num_classes"])
 
 
 def zoo_wide(a: Arguments) -> nn.Module:
@@ -52,6 +60,7 @@ def zoo_dm(a: Arguments) -> nn.Module:
 
 ZOO: dict[str, Callable[[Arguments], nn.Module]] = {
     "PreActResNet": zoo_preact,
+    "ResNet": zoo_resnet,
     "WideResNet": zoo_wide,
     "DMWideResNet": zoo_dm,
 }
@@ -153,6 +162,16 @@ def test_resnet_50_loads_where_robustbench_normalises() -> None:
     assert not difference.unexpected_keys
     assert set(difference.missing_keys) == {"normalize.mean", "normalize.std"}
     assert_same_logits(theirs, ours)
+
+
+DEPTHS = {101: "ResNet101", 152: "ResNet152"}  # no YAML of ours, but model.depth takes them
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_deeper_resnets_have_the_keys_of_robustbenchs(depth: int) -> None:
+    with torch.device("meta"):
+        ours, theirs = models.ResNet(depth=depth), getattr(zoo("resnet"), DEPTHS[depth])()
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
 def count(model: nn.Module) -> int:
