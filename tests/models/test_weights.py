@@ -94,7 +94,8 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
     before = state_of(model)
     message = (
         r"expected the tensors of the model, got .*weights\.pt with 2 of another shape "
-        r"\(model\.classifier\.weight 7×16 instead of 4×16, model\.classifier\.bias 7 instead of 4\); add model\.new_head=true"
+        r"\(model\.classifier\.weight 7×16 instead of 4×16, model\.classifier\.bias 7 instead of 4\); "
+        r"add model\.new_head=true"
     )
     with pytest.raises(SettingError, match=message):
         load_weights(model, tmp_path / "weights.pt")
