@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advtrain.data.augment import random_crop_flip
+from advtrain.data.augment import Augmentation, random_crop_flip
 from advtrain.data.base import Batch, permutation, rows_of, steps_per_epoch, subset_indices
-from advtrain.random import BatchRows, seeded_generator
+from advtrain.random import BatchRows, Source, seeded_generator
 from advtrain.types import Images
 
 AUGMENTATIONS = ("crop_flip", "none")
@@ -53,6 +53,15 @@ def pixels(images: Tensor) -> Images:
     return images.contiguous().float().div_(torch.full((), 255.0, device=images.device))
 
 
+def augmentation(augment: str, padding: int) -> Augmentation:
+    """The augmentation that the settings of `ArrayDataset` name."""
+
+    def crop_flip(images: Tensor, source: Source) -> Tensor:
+        return random_crop_flip(images, padding, source)
+
+    return crop_flip if augment == "crop_flip" else lambda images, source: images
+
+
 class ArrayLoader:
     """Batches of an `ArraySplit`, whose array is copied to the device once.
 
@@ -81,7 +90,7 @@ class ArrayLoader:
         self.steps_per_epoch = steps_per_epoch(len(split), batch_size, world_size)
         self._split = split
         self._images = split.images.to(device)
-        self._augment, self._padding = augment, padding
+        self._augment = augmentation(augment, padding)
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._rows = rows_of(batch_size, rank, world_size)
 
@@ -90,8 +99,7 @@ class ArrayLoader:
         for step in range(start_step, self.steps_per_epoch):
             chosen = batches[step][self._rows]
             images = self._images[self._split.members[chosen].to(self._device, non_blocking=True)]
-            if self._augment == "crop_flip":
-                generator = seeded_generator(self._seed, "augment", epoch, step)
-                images = random_crop_flip(images, self._padding, BatchRows(generator, self._batch_size, self._rows))
+            generator = seeded_generator(self._seed, "augment", epoch, step)
+            images = self._augment(images, BatchRows(generator, self._batch_size, self._rows))
             labels = self._split.labels[chosen].to(self._device, non_blocking=True)
             yield Batch(pixels(images), labels, self._rows)

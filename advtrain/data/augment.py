@@ -1,10 +1,14 @@
 """Augmentations of whole batches of uint8 images."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from advtrain.random import Source, uniform_like
+
+Augmentation = Callable[[Tensor, Source], Tensor]  # uint8 images of shape (n, c, h, w), source of the draws -> the same
 
 
 def random_crop_flip(images: Tensor, padding: int, source: Source = None) -> Tensor:
