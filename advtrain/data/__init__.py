@@ -10,9 +10,21 @@ if TYPE_CHECKING:
     from advtrain.data.cifar100_generated import CIFAR100Generated
     from advtrain.data.digits import Digits
     from advtrain.data.imagenet import ImageFolder
+    from advtrain.data.imagenet_lt import ImageNetLT
     from advtrain.data.npz import Npz
+    from advtrain.data.tiny_imagenet import TinyImageNet
 
-__all__ = ["CIFAR10", "CIFAR100", "CIFAR10Generated", "CIFAR100Generated", "Digits", "ImageFolder", "Npz"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CIFAR10Generated",
+    "CIFAR100Generated",
+    "Digits",
+    "ImageFolder",
+    "ImageNetLT",
+    "Npz",
+    "TinyImageNet",
+]
 
 _FILES = {
     "CIFAR10": "cifar10",
@@ -21,7 +33,9 @@ _FILES = {
     "CIFAR100Generated": "cifar100_generated",
     "Digits": "digits",
     "ImageFolder": "imagenet",
+    "ImageNetLT": "imagenet_lt",
     "Npz": "npz",
+    "TinyImageNet": "tiny_imagenet",
 }
 
 
