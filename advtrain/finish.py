@@ -106,7 +106,7 @@ def evaluation_run(config: dict[str, Any]) -> None:
     threat = ThreatSettings(norm, source.eps if config["eps"] is None else str(config["eps"]))
     data_config = source.data if config["data_root"] is None else {**source.data, "root": config["data_root"]}
     data = build({key: value for key, value in data_config.items() if not key.startswith("threat_")})
-    data.check()
+    data.check_test()
     eps_word = threat.eps.replace("/", "_")
     directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
     result = evaluate(

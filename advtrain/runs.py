@@ -209,6 +209,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     lines = [
         f"advtrain {advtrain.__version__}  →  {directory}",
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
+        *(f"          {remark}" for remark in data.remarks()),
         f"model     {type(trainer.model).__name__}, {parameters:,} parameters",
         f"minimise  {loss.formula()}",
     ]

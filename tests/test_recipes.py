@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from advtrain.composition import choices, compose
 from advtrain.runs import check_training, make_trainer
@@ -19,9 +20,10 @@ def test_the_papers_recipes_exist() -> None:
 
 @pytest.mark.parametrize("group", sorted(path.name for path in (ROOT / "configs").iterdir() if path.is_dir()))
 def test_every_choice_composes(group: str) -> None:
-    mandatory = {"npz": ["data.train=a", "data.test=b"], "imagenet": ["data.root=c"]}
     for choice in choices(group):
-        config = compose("train", [f"{group}={choice}", *mandatory.get(choice, [])])
+        content = yaml.safe_load((ROOT / "configs" / group / f"{choice}.yaml").read_text()) or {}
+        mandatory = [f"{group}.{key}=a" for key, value in content.items() if value == "???"]
+        config = compose("train", [f"{group}={choice}", *mandatory])
         assert config["seed"] == 0
 
 

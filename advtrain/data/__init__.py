@@ -5,14 +5,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advtrain.data.cifar10 import CIFAR10
+    from advtrain.data.cifar10_generated import CIFAR10Generated
     from advtrain.data.cifar100 import CIFAR100
+    from advtrain.data.cifar100_generated import CIFAR100Generated
     from advtrain.data.digits import Digits
     from advtrain.data.imagenet import ImageFolder
+    from advtrain.data.imagenet_lt import ImageNetLT
     from advtrain.data.npz import Npz
+    from advtrain.data.tiny_imagenet import TinyImageNet
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "ImageFolder", "Npz"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CIFAR10Generated",
+    "CIFAR100Generated",
+    "Digits",
+    "ImageFolder",
+    "ImageNetLT",
+    "Npz",
+    "TinyImageNet",
+]
 
-_FILES = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "Digits": "digits", "ImageFolder": "imagenet", "Npz": "npz"}
+_FILES = {
+    "CIFAR10": "cifar10",
+    "CIFAR100": "cifar100",
+    "CIFAR10Generated": "cifar10_generated",
+    "CIFAR100Generated": "cifar100_generated",
+    "Digits": "digits",
+    "ImageFolder": "imagenet",
+    "ImageNetLT": "imagenet_lt",
+    "Npz": "npz",
+    "TinyImageNet": "tiny_imagenet",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -112,7 +112,11 @@ class ArrayDataset(Dataset):
     def _train_and_validation(self) -> tuple[ArraySplit, ArraySplit]:
         official = self._official_train
         kept, held = held_out(official.labels, self.validation_size, self.split_seed)
-        return official.part(kept), official.part(held)
+        return self.thinned(official.part(kept)), official.part(held)
+
+    def thinned(self, train: ArraySplit) -> ArraySplit:
+        """What is trained on of the images that are not held out: all of them, unless a dataset says otherwise."""
+        return train
 
     def split(self, name: str) -> ArraySplit:
         checks.choice("split", name, SPLITS)

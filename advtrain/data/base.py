@@ -96,9 +96,23 @@ class Dataset(ABC):
             SettingError: it is missing or is something else.
         """
 
+    def check_test(self) -> None:
+        """As `check`, where nothing but the test split is wanted.
+
+        Raises:
+            SettingError: what it needs is missing or is something else.
+        """
+        self.check()
+
     @abstractmethod
     def split(self, name: str) -> Split:
         """The split "train", "validation" or "test"."""
+
+    def remarks(self) -> list[str]:
+        """What a reader should know of the training images besides their number, one line each."""
+        counts = self.split("train").labels.bincount(minlength=self.num_classes or 0)
+        least, most = int(counts.min()), int(counts.max())
+        return [f"classes of {least:,} to {most:,} training images"] if most > 2 * least else []
 
     @abstractmethod
     def train_loader(

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from advtrain import checks, distributed
 from advtrain.data.array_dataset import ArrayDataset
+from advtrain.data.arrays import ArraySplit
 from advtrain.data.base import fixed_classes
+from advtrain.data.long_tail import long_tailed, long_tailed_counts
 from advtrain.types import SettingError
 
 
@@ -20,6 +22,10 @@ class CIFAR(ArrayDataset):
         download: fetch the files when they are not there.
         num_classes: fixed; here because models take it from the data's config.
         settings: of the split and of augmentation, see `ArrayDataset`.
+        imbalance: images of the first class for each of the last one in CIFAR-LT, the long-tailed training set of Cui
+            et al. (arXiv:1901.05555); 1 for the official set. Held-out images are taken before, from all classes
+            alike, since the test split is balanced, too: no more than the first classes have fewer images for it.
+            Which images a class keeps is drawn by `split_seed`.
     """
 
     image_shape = (3, 32, 32)
@@ -34,14 +40,18 @@ class CIFAR(ArrayDataset):
         root: str = "data",
         download: bool = True,
         num_classes: int | None = None,
+        imbalance: float = 1.0,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            num_classes=fixed_classes(num_classes, self.classes),
-            **settings,
-        )
+        super().__init__(num_classes=fixed_classes(num_classes, self.classes), **settings)
         self.root = Path(root).expanduser()
         self.download = checks.flag("data.download", download)
+        self.imbalance = checks.number("data.imbalance", imbalance, low=1)
+        if self.imbalance > self.largest_class:
+            raise SettingError(
+                f"data.imbalance: expected at most {self.largest_class}, the images of a class, got {imbalance}; "
+                "lower it"
+            )
 
     def check(self) -> None:
         super().check()
@@ -70,6 +80,15 @@ class CIFAR(ArrayDataset):
                 "remove that folder and use data.download=true"
             ) from error
         return torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
+
+    def thinned(self, train: ArraySplit) -> ArraySplit:
+        counts = long_tailed_counts(self.largest_class, self.classes, self.imbalance)
+        return train if self.imbalance == 1 else train.part(long_tailed(train.labels, counts, self.split_seed))
+
+    @property
+    def largest_class(self) -> int:
+        """Images of each class in the official training set."""
+        return 50_000 // self.classes
 
     def _absent(self) -> list[str]:
         return [file for file in self.files if not (self.root / self.folder / file).is_file()]

@@ -1,20 +1,17 @@
 """Image arrays in .npz files, the form in which generated CIFAR sets are published."""
 
-import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
 from advtrain import checks
 from advtrain.data.array_dataset import ArrayDataset
+from advtrain.data.npz_member import member
 from advtrain.types import SettingError
-
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class Npz(ArrayDataset):
@@ -92,15 +89,5 @@ class Npz(ArrayDataset):
         return labels
 
     def _header(self, part: str, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        path = self.files[part]
-        if not path.is_file():
-            raise SettingError(f"data.{part}: expected an .npz file, got no file {path}; check the path")
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-                shape, _, dtype = HEADERS[npy.read_magic(file)](file)
-                return shape, dtype
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise SettingError(
-                f"data.{part}: expected an .npz file with the arrays image and label, got {path} without a readable "
-                f"{key}; write it with numpy.savez(path, image=…, label=…)"
-            ) from error
+        found = member(f"data.{part}", self.files[part], key)
+        return found.shape, found.dtype

@@ -22,6 +22,7 @@ CIRCUMSTANCES = (
     "data.root",
     "data.download",
     "data.workers",
+    "data.verify_manifest",
     "logger",
     "trainer.device",
     "trainer.threads",
