@@ -46,42 +46,22 @@ LOSSES = {
     "gkl": lambda: GKL(num_classes=4, gamma=0.4),
 }
 
-
-class TwoViews(PGDAT):
-    """CE on x' of view 1 plus half of that of view 2."""
-
-    views = 2
-
-    def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        assert len(x) == len(x_adv) == len(y) and torch.equal(*y.chunk(2))
-        ce = nn.functional.cross_entropy(model(x_adv), y, reduction="none")
-        first, second = ce.chunk(2)
-        total = first.mean() + second.mean() / 2
-        return total, {"loss": total.detach()}
-
-
-class Soft(PGDAT):
-    """CE on x' with soft labels, inside and outside."""
-
-    takes_soft_labels = True
-
-    def start_batch(self, y: Tensor) -> None:
-        assert y.is_floating_point()
-
-    def inner(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        assert y.shape == (len(x), 4) and torch.allclose(y.sum(1), torch.ones(len(x)))
-        return lambda images: nn.functional.cross_entropy(model(images), y.to(images.dtype), reduction="none")
-
-    def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total = nn.functional.cross_entropy(model(x_adv), y.to(x.dtype))
-        return total, {"loss": total.detach()}
+# Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
+VARIANTS = {
+    "gkl_own": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False),
+    "gkl_sample": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False, normaliser="sample"),
+    "ikl_asymmetric": lambda: IKL(num_classes=4, break_asymmetry=False),
+}
 
 
 # What data can ask of a loss, and a run of it: the names of trainer's arguments.
 DATA: dict[str, Callable[[], dict[str, Any]]] = {
-    "second_view": lambda: {"data": Toy(second_view="autoaugment"), "loss": TwoViews()},
-    "mixup": lambda: {"data": Toy(mix="mixup"), "loss": Soft()},
-    "cutmix": lambda: {"data": Toy(mix="cutmix"), "loss": Soft()},
+    "two_views": lambda: {
+        "data": Toy(second_view="autoaugment"),
+        "loss": GKL(num_classes=4, gamma=0.4, second_view_weight=0.5),
+    },
+    "mixup": lambda: {"data": Toy(mix="mixup"), "loss": PGDAT(label_smoothing=0.1)},
+    "cutmix": lambda: {"data": Toy(mix="cutmix"), "loss": TRADES(inner="ce")},
 }
 
 
