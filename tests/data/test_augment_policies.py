@@ -1,7 +1,7 @@
 """Policies against torchvision.transforms.v2: every operation bit for bit, every choice in distribution."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 
@@ -121,22 +121,59 @@ def test_the_test_of_distributions_notices_a_difference() -> None:
     assert p_of_same_source(samples[0], samples[2]) < 1e-12
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Operation]]:
-    """The operations that color_shape draws for n images."""
+Recorded = Callable[..., list[list[Operation]]]
 
-    def record(n: int) -> list[Operation]:
-        chosen: list[Operation] = []
-        monkeypatch.setattr(operations, "apply_each", lambda images, found: (chosen.extend(found), images)[1])
-        policies.color_shape(random_images(n, 1, 2, 2), torch.Generator().manual_seed(0))
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """The operations that a policy draws for n images of 5 × 6 pixels, one list for each time that it changes them."""
+
+    def record(policy: Callable[..., Tensor], n: int) -> list[list[Operation]]:
+        chosen: list[list[Operation]] = []
+        monkeypatch.setattr(operations, "apply_each", lambda images, found: (chosen.append([*found]), images)[1])
+        policy(torch.zeros(n, 1, 5, 6, dtype=torch.uint8), torch.Generator().manual_seed(0))
         return chosen
 
     return record
 
 
-def test_color_shape_draws_as_idbh_is_published(drawn: Callable[[int], list[Operation]]) -> None:
+def probabilities_of(word: str) -> list[dict[Operation, float]]:
+    """What a policy draws each time, enumerated: the probabilities that torchvision's code gives each operation."""
+    size, names = (5, 6), ("identity", *COMMON)
+    found: list[dict[Operation, float]] = [defaultdict(float) for _ in range(1 if word == "trivialaugment" else 2)]
+    for place, outcomes in enumerate(found):
+        if word == "autoaugment":
+            pairs = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)._policies
+            rows = [(pair[place], 1 / len(pairs)) for pair in pairs]
+            for (official, probability, level), share in rows:
+                name = next(name for name in NAMES if official_name(name) == official)
+                outcomes["identity", 0.0] += share * (1 - probability)
+                for negative in (False, True):
+                    drawn = operations.operation(STANDARD, name, level or 0, 10, negative, size)
+                    outcomes[drawn] += share * probability / 2
+        else:
+            space, levels = (STANDARD, [9]) if word == "randaugment" else (WIDE, list(range(31)))
+            for name in names:
+                for level in levels:
+                    for negative in (False, True):
+                        drawn = operations.operation(space, name, level, 31, negative, size)
+                        outcomes[drawn] += 1 / len(names) / len(levels) / 2
+    return found
+
+
+@pytest.mark.parametrize("word", PAIRS)
+def test_choices_levels_and_signs_have_their_probabilities(word: str, recorded: Recorded) -> None:
+    """Sharper than the test of outcomes: 20,000 draws against exact probabilities."""
+    chosen, expected = recorded(PAIRS[word][0], 20000), probabilities_of(word)
+    assert len(chosen) == len(expected)
+    for found, probabilities in zip(chosen, expected, strict=True):
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert p_of_distribution(Counter(found), {key: p for key, p in probabilities.items() if p > 0}) > SIGNIFICANCE
+
+
+def test_color_shape_draws_as_idbh_is_published(recorded: Recorded) -> None:
     """Eight operations alike; factors and angles of shear uniform, rotations by 1 … 10 whole degrees; signs even."""
-    chosen = drawn(16000)
+    (chosen,) = recorded(policies.color_shape, 16000)
     kinds = Counter(name.removeprefix("centre_").removesuffix("_x").removesuffix("_y") for name, _ in chosen)
     names = ("color", "brightness", "contrast", "sharpness", "auto_contrast", "equalize", "shear", "rotate")
     assert p_of_distribution(kinds, dict.fromkeys(names, 1 / 8)) > SIGNIFICANCE
