@@ -1,8 +1,8 @@
 """Resident memory and speed of drawing batches from a generated set, beside a memory map of the same file.
 
-    python benchmarks/generated_rss.py [--images 2000000] [--steps 1000] [--folder /tmp] [--out FILE]
+    python benchmarks/generated_rss.py [--images 2000000] [--steps 500] [--folder /tmp] [--set FILE] [--out FILE]
 
-Writes an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed at the end) and starts
+Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed at the end) and starts
 three processes: one draws batches of 512 with 358 generated rows through the training loader, one gathers the same
 images from a memory map, and one does nothing, for the libraries' own share. Each tells RssAnon (its own memory) and
 RssFile (pages of mapped files) of /proc/self/status before and after.
@@ -99,17 +99,19 @@ def make_loader(split: ArraySplit, pool: Any, steps: int) -> GeneratedLoader:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2_000_000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--set", type=Path, help="of such images, which is kept")
     parser.add_argument("--out", type=Path, default=Path("results/generated_rss.json"))
     parser.add_argument("--way", choices=WAYS, help="what a child process of this script does")
     arguments = parser.parse_args()
     if arguments.way:
         print(json.dumps(measure(arguments.way, arguments.folder, arguments.steps)))
         return
-    path = arguments.folder / f"advtrain-rss-{os.getpid()}.npz"
+    path = arguments.set or arguments.folder / f"advtrain-rss-{os.getpid()}.npz"
     try:
-        write_set(path, arguments.images)
+        if arguments.set is None:
+            write_set(path, arguments.images)
         command = [sys.executable, __file__, "--folder", str(path), "--steps", str(arguments.steps), "--way"]
         found = {
             way: json.loads(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout)
@@ -117,7 +119,8 @@ def main() -> None:
         }
         size = path.stat().st_size
     finally:
-        path.unlink(missing_ok=True)
+        if arguments.set is None:
+            path.unlink(missing_ok=True)
     record = {
         "command": f"python benchmarks/generated_rss.py --images {arguments.images} --steps {arguments.steps}",
         "git_commit": git_commit(),
