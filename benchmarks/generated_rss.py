@@ -2,10 +2,10 @@
 
     python benchmarks/generated_rss.py [--images 2000000] [--steps 500] [--folder /tmp] [--set FILE] [--out FILE]
 
-Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed at the end) and starts
-three processes: one draws batches of 512 with 358 generated rows through the training loader, one gathers the same
-images from a memory map, and one does nothing, for the libraries' own share. Each tells RssAnon (its own memory) and
-RssFile (pages of mapped files) of /proc/self/status before and after.
+Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed
+at the end) and starts three processes: one draws batches of 512 with 358 generated rows through the training loader,
+one gathers as many images from a memory map, and one does nothing, for the libraries' own share. Each tells RssAnon
+(its own memory) and RssFile (pages of mapped files) of /proc/self/status before and after.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH, GENERATED = 512, 358  # arXiv:2302.04638
 BLOCK = 20_000
 WAYS = {
     "loader": "GeneratedLoader, as in training: reads by position, four threads, eight batches ahead",
-    "memory map": "numpy.memmap of the same array, the same images gathered in one thread",
+    "memory map": "numpy.memmap of the same array, as many random images gathered in one thread",
     "nothing": "the libraries are imported and the set is opened",
 }
 
@@ -124,7 +124,7 @@ def main() -> None:
     record = {
         "command": f"python benchmarks/generated_rss.py --images {arguments.images} --steps {arguments.steps}",
         "git_commit": git_commit(),
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "page_cache": "warm: just written"},
+        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "page_cache": "not controlled"},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "file": {"images": arguments.images, "GB": round(size / 1e9, 3)},
         "batch": {"size": BATCH, "generated": GENERATED},
