@@ -1,11 +1,11 @@
 """Resident memory and speed of drawing batches from a generated set, beside a memory map of the same file.
 
-    python benchmarks/generated_rss.py [--images 2000000] [--steps 1000] [--folder /tmp] [--out FILE]
+    python benchmarks/generated_rss.py [--images 2000000] [--steps 500] [--folder /tmp] [--set FILE] [--out FILE]
 
-Writes an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed at the end) and starts
-three processes: one draws batches of 512 with 358 generated rows through the training loader, one gathers the same
-images from a memory map, and one does nothing, for the libraries' own share. Each tells RssAnon (its own memory) and
-RssFile (pages of mapped files) of /proc/self/status before and after.
+Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed
+at the end) and starts three processes: one draws batches of 512 with 358 generated rows through the training loader,
+one gathers as many images from a memory map, and one does nothing, for the libraries' own share. Each tells RssAnon
+(its own memory) and RssFile (pages of mapped files) of /proc/self/status before and after.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH, GENERATED = 512, 358  # arXiv:2302.04638
 BLOCK = 20_000
 WAYS = {
     "loader": "GeneratedLoader, as in training: reads by position, four threads, eight batches ahead",
-    "memory map": "numpy.memmap of the same array, the same images gathered in one thread",
+    "memory map": "numpy.memmap of the same array, as many random images gathered in one thread",
     "nothing": "the libraries are imported and the set is opened",
 }
 
@@ -99,17 +99,19 @@ def make_loader(split: ArraySplit, pool: Any, steps: int) -> GeneratedLoader:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2_000_000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--set", type=Path, help="of such images, which is kept")
     parser.add_argument("--out", type=Path, default=Path("results/generated_rss.json"))
     parser.add_argument("--way", choices=WAYS, help="what a child process of this script does")
     arguments = parser.parse_args()
     if arguments.way:
         print(json.dumps(measure(arguments.way, arguments.folder, arguments.steps)))
         return
-    path = arguments.folder / f"advtrain-rss-{os.getpid()}.npz"
+    path = arguments.set or arguments.folder / f"advtrain-rss-{os.getpid()}.npz"
     try:
-        write_set(path, arguments.images)
+        if arguments.set is None:
+            write_set(path, arguments.images)
         command = [sys.executable, __file__, "--folder", str(path), "--steps", str(arguments.steps), "--way"]
         found = {
             way: json.loads(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout)
@@ -117,11 +119,12 @@ def main() -> None:
         }
         size = path.stat().st_size
     finally:
-        path.unlink(missing_ok=True)
+        if arguments.set is None:
+            path.unlink(missing_ok=True)
     record = {
         "command": f"python benchmarks/generated_rss.py --images {arguments.images} --steps {arguments.steps}",
         "git_commit": git_commit(),
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "page_cache": "warm: just written"},
+        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "page_cache": "not controlled"},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "file": {"images": arguments.images, "GB": round(size / 1e9, 3)},
         "batch": {"size": BATCH, "generated": GENERATED},
