@@ -3,18 +3,18 @@
     cost = F · batch_size · ⌊images_per_epoch / batch_size⌋ · Σ over epochs of passes(epoch)
 
 F is the cost of one forward pass of one image: 2 FLOP per multiply-add of every convolution and matrix product, as
-PyTorch's own counter has it. passes(epoch) is what one optimiser step of that epoch does to an image, in units of F: each
-forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone is 2
-with its forward pass, a gradient for the weights 3. PGD training with K steps is 2K + 3, TRADES and IKL are 2K + 7, weight
-perturbation adds the outer passes once more.
+PyTorch's own counter has it. passes(epoch) is what one optimiser step of that epoch does to an image, in units of F:
+each forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone
+is 2 with its forward pass, a gradient for the weights 3. PGD training with K steps is 2K + 3, TRADES and IKL are
+2K + 7, weight perturbation adds the outer passes once more.
 
 The passes are counted, not declared: a real step of the recipe's attack, loss and weight perturbation is taken on a
-probe of two layers that counts what reaches it. Normalisation, activations, the losses themselves, data augmentation,
-validation and the evaluation at the end are not in the figure; neither is the missing input gradient of the first layer.
+probe of two layers that counts what reaches it. Left out: normalisation, activations, the losses themselves, data
+augmentation, validation and the evaluation at the end. The first layer is charged an input gradient that it need not
+compute.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
