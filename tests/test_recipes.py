@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from advtrain.composition import choices, compose
+from advtrain.composition import choices, compose, groups, recipe
+from advtrain.config import config_dir
+from advtrain.data.cifar import CIFAR
 from advtrain.runs import check_training, make_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = choices("experiment")
+SMALL = ["trainer.batch_size=4", "trainer.precision=fp32", "data.validation_size=8"]
+CIFAR_NETWORK = ["model=preact_resnet_small", "model.width=4"]
+NETWORKS = {  # by dataset: a small network for its images
+    "digits": ["model=small_cnn", "model.width=4", "model.hidden=8"],
+    "cifar10": CIFAR_NETWORK,
+    "cifar100": CIFAR_NETWORK,
+}
 PAPER = [f"cifar{n}_ikl_{model}" for n in (10, 100) for model in ("wrn_34_10", "preact_resnet_18")]
 
 
@@ -17,7 +26,7 @@ def test_the_papers_recipes_exist() -> None:
     assert set(PAPER) <= set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("group", sorted(path.name for path in (ROOT / "configs").iterdir() if path.is_dir()))
+@pytest.mark.parametrize("group", sorted(set(groups()) - {"experiment"}))  # of experiments see test_two_real_steps
 def test_every_choice_composes(group: str) -> None:
     mandatory = {"npz": ["data.train=a", "data.test=b"], "imagenet": ["data.root=c"]}
     for choice in choices(group):
@@ -30,7 +39,7 @@ def test_every_experiment_says_command_needs_and_origin(name: str) -> None:
     text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert header[0] == "# @package _global_"
-    assert any("command:" in line and "advtrain" in line for line in header)
+    assert any("command:" in line and ("advtrain" in line or "scripts/" in line) for line in header)
     assert any("needs:" in line for line in header)
 
 
@@ -53,21 +62,25 @@ def test_the_papers_numbers(name: str) -> None:
     assert config["loss"]["inner"] == ("ikl" if "cifar100" in name else "kl")
 
 
-@pytest.mark.slow
+def images(data: CIFAR, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """In place of CIFAR's files: 32 images of that shape."""
+    generator = torch.Generator().manual_seed(int(train))
+    pixels = torch.randint(0, 256, (32, *data.image_shape), dtype=torch.uint8, generator=generator)
+    return pixels, torch.arange(32) % data.classes
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_two_real_steps(name: str, real_data: Path, tmp_path: Path) -> None:
-    """The recipe as it is but for the batch, in its first epoch and in the first one with weight perturbation."""
-    words = [f"experiment={name}", "trainer.batch_size=4", "trainer.precision=fp32"]
-    if name != "quickstart":
-        words += [f"data.root={real_data}", "data.download=false"]
-    config = compose("train", words)
+def test_two_real_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe as it is but for data, network and batch, in its first and in its last epoch."""
+    monkeypatch.setattr(CIFAR, "read", images)
+    config = compose("train", [f"experiment={name}", *SMALL, *NETWORKS[recipe(name, [config_dir()])[0]["data"]]])
     parts = check_training(config)
     trainer = make_trainer(config, parts, tmp_path)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    losses = []
+    losses, epochs = [], config["trainer"]["epochs"]
     trainer.model.train()
-    for epoch, batch in zip((1, 10), trainer.train_loader.epoch(1), strict=False):
-        attack = parts["attack"].for_epoch(epoch, 200)
+    for epoch, batch in zip((1, epochs), trainer.train_loader.epoch(1), strict=False):
+        attack = parts["attack"].for_epoch(epoch, epochs)
         perturbation = parts["weight_perturbation"].for_epoch(epoch)
         losses.append(trainer.step(batch, attack, perturbation, epoch, 0)["loss"])
     assert all(torch.isfinite(loss) for loss in losses) and len(losses) == 2

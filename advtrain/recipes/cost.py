@@ -14,7 +14,8 @@ augmentation, validation and the evaluation at the end. The first layer is charg
 compute.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -23,23 +24,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from advtrain.composition import compose
 from advtrain.config import TrainerSettings, build
 from advtrain.data.base import Batch
 from advtrain.engine.numerics import numerics
 from advtrain.engine.step import TrainingStep
-from advtrain.recipes.evidence import evidence_of
+from advtrain.evidence import Evidence
 from advtrain.runs import dataset
 
 IMAGES = 2  # in the batch of the probe
 SIZE = 8  # pixels
 
 
-def predicted_pflop(experiment: str) -> float:
-    """The cost of an experiment in 10¹⁵ FLOP, for the images per epoch that its evidence states."""
-    config = compose("train", [f"experiment={experiment}"])
-    images = evidence_of(experiment).images_per_epoch
-    return training_flop(config, dataset(config["data"]).image_shape, images) / 1e15
+def predicted_pflop(config: Mapping[str, Any], evidence: Evidence) -> float:
+    """The cost in 10¹⁵ FLOP of a composed recipe, for the images per epoch that its evidence states."""
+    return training_flop(config, dataset(config["data"]).image_shape, evidence.images_per_epoch) / 1e15
 
 
 def training_flop(config: Mapping[str, Any], image_shape: tuple[int, int, int], images_per_epoch: int) -> float:
@@ -52,36 +50,40 @@ def training_flop(config: Mapping[str, Any], image_shape: tuple[int, int, int], 
     """
     epochs, batch = config["trainer"]["epochs"], config["trainer"]["batch_size"]
     images = images_per_epoch // batch * batch
-    return forward_flop(config["model"], image_shape) * images * _sum_over_epochs(config, image_shape[0], epochs)
+    passes = sum_over(passes_per_image(config, image_shape[0]), 1, epochs)
+    return forward_flop(config["model"], image_shape) * images * passes
 
 
 def forward_flop(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> int:
-    """FLOP of one forward pass of one image, counted without computing anything.
+    """FLOP of one forward pass of one image, counted on shapes alone.
 
     Args:
         model: config of the model.
         image_shape: (channels, height, width).
     """
     config = {**model, "pretrained": False} if "pretrained" in model else model
+    return _forward_flop(json.dumps(config, sort_keys=True), image_shape)
+
+
+@cache
+def _forward_flop(model: str, image_shape: tuple[int, int, int]) -> int:
     with torch.device("meta"):
-        network = build(config).eval()
+        network = build(json.loads(model)).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             network(torch.zeros(1, *image_shape))
     return counter.get_total_flops()
 
 
-def passes_of_epoch(config: Mapping[str, Any], epoch: int, channels: int = 3) -> float:
-    """What an optimiser step of that epoch does to each image, in forward passes.
+def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[int], float]:
+    """A function of the epoch, from 1: what an optimiser step does to each image, in forward passes.
 
     Args:
         config: composed.
-        epoch: from 1.
         channels: of the images.
     """
     classes = config["data"]["num_classes"]
-    probe = Probe(channels * SIZE**2, classes)
-    loss = build(config["loss"])
+    probe, loss = Probe(channels * SIZE**2, classes), build(config["loss"])
     settings = TrainerSettings(precision="fp32", device="cpu", channels_last=False)
     step = TrainingStep(
         probe,
@@ -94,30 +96,27 @@ def passes_of_epoch(config: Mapping[str, Any], epoch: int, channels: int = 3) ->
         clip_norm=None,
         seed=0,
     )
-    attack = None
-    if loss.needs_attack:
-        attack = build(config["attack"]).for_epoch(epoch, config["trainer"]["epochs"])
-    perturbation = build(config["weight_perturbation"]).for_epoch(epoch)
+    attack = build(config["attack"]) if loss.needs_attack else None
+    perturbation = build(config["weight_perturbation"])
     x = torch.rand(IMAGES, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES))
-    step(batch, attack, perturbation, epoch, 0)
-    return probe.images / IMAGES
-
-
-def _sum_over_epochs(config: Mapping[str, Any], channels: int, epochs: int) -> float:
-    """Σ passes over all epochs, from few of them: between two epochs that are alike all are taken to be."""
 
     @cache
     def passes(epoch: int) -> float:
-        return passes_of_epoch(config, epoch, channels)
+        probe.images = 0
+        of_epoch = attack and attack.for_epoch(epoch, config["trainer"]["epochs"])
+        step(batch, of_epoch, perturbation.for_epoch(epoch), epoch, 0)
+        return probe.images / IMAGES
 
-    def between(first: int, last: int) -> float:  # the sum over first … last
-        if passes(first) == passes(last):
-            return passes(first) * (last - first + 1)
-        middle = (first + last) // 2
-        return between(first, middle) + between(middle + 1, last)
+    return passes
 
-    return between(1, epochs)
+
+def sum_over(passes: Callable[[int], float], first: int, last: int) -> float:
+    """Σ passes(epoch) from `first` to `last`, from few of them: between two that are alike all are taken to be."""
+    if passes(first) == passes(last):
+        return passes(first) * (last - first + 1)
+    middle = (first + last) // 2
+    return sum_over(passes, first, middle) + sum_over(passes, middle + 1, last)
 
 
 class Probe(nn.Module):

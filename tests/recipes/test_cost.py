@@ -6,7 +6,7 @@ from torch import nn
 
 from advtrain.composition import compose
 from advtrain.config import build
-from advtrain.recipes import passes_of_epoch, training_flop
+from advtrain.recipes import passes_per_image, training_flop
 from advtrain.recipes.cost import forward_flop
 
 
@@ -24,7 +24,7 @@ from advtrain.recipes.cost import forward_flop
     ],
 )
 def test_passes_of_a_step(words: list[str], passes: int) -> None:
-    assert passes_of_epoch(compose("train", words), epoch=20) == passes
+    assert passes_per_image(compose("train", words))(20) == passes
 
 
 def test_schedules_are_followed_epoch_by_epoch() -> None:

@@ -9,31 +9,25 @@ from advtrain.recipes import evidence_of, predicted_pflop, settings_of
 from advtrain.types import SettingError
 
 EXPERIMENTS = choices("experiment")
+SIZES = {"Digits": 1797 - 360, "CIFAR10": 50000, "CIFAR100": 50000}  # training images
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_evidence_accounts_for_every_setting(name: str) -> None:
-    sources = evidence_of(name).hyper_parameters
+def test_the_evidence_accounts_for_every_setting_and_the_cost(name: str) -> None:
+    evidence, config = evidence_of(name), compose("train", [f"experiment={name}"])
+    sources = evidence.hyper_parameters
     silent = [setting for setting in settings_of(name) if sources.origin(setting) is None]
     assert not silent, f"{name}: evidence.hyper_parameters does not say where {', '.join(silent)} come from"
-    config = compose("train", [f"experiment={name}"])
     for setting in (*sources.paper, *sources.code, *sources.ours):
         node = config
         for part in setting.split("."):
             assert part in node, f"{name}: evidence.hyper_parameters names {setting}, which does not exist"
             node = node[part]
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_stated_cost_follows_from_the_settings(name: str) -> None:
-    assert evidence_of(name).cost_pflop == pytest.approx(predicted_pflop(name), rel=0.01)
-
-
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("imagenet")])
-def test_the_images_of_an_epoch_are_those_of_the_data(name: str) -> None:
-    data = compose("train", [f"experiment={name}"])["data"]
-    whole = {"Digits": 1797 - 360, "CIFAR10": 50000, "CIFAR100": 50000}[data["_target_"].rpartition(".")[2]]
-    assert evidence_of(name).images_per_epoch == whole - data["validation_size"]
+    predicted = predicted_pflop(config, evidence)
+    assert evidence.cost_pflop == pytest.approx(predicted, rel=0.01), f"expected cost_pflop: {predicted:.3g}"
+    whole = SIZES.get(config["data"]["_target_"].rpartition(".")[2])
+    if whole is not None:
+        assert evidence.images_per_epoch == whole - config["data"]["validation_size"]
 
 
 def test_an_experiment_without_evidence_is_named(tmp_path: Path) -> None:
