@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advtrain.data.augment import random_crop_flip
+from advtrain.data.augmentations import Augmentation
 from advtrain.data.base import Batch, permutation, rows_of, steps_per_epoch, subset_indices
+from advtrain.data.mixing import Mixing, NoMixing
 from advtrain.random import BatchRows, seeded_generator
 from advtrain.types import Images
-
-AUGMENTATIONS = ("crop_flip", "none")
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,11 @@ class ArrayLoader:
 
     Args:
         split: the training images.
-        augment: "crop_flip" or "none".
-        padding: zero pixels on each side before the crop.
+        augment: what every image goes through; see `augmentation`.
+        second_view: what makes second views of the images; None for one view.
+        mixing: of images and labels after augmentation.
         batch_size: images per step over all processes.
-        seed: names permutation and augmentation, with epoch and step.
+        seed: names permutation, augmentation and mixing, with epoch and step.
         rank, world_size: which rows of each batch are wanted.
         device: where the images live.
     """
@@ -70,8 +70,9 @@ class ArrayLoader:
         self,
         split: ArraySplit,
         *,
-        augment: str,
-        padding: int,
+        augment: Augmentation,
+        second_view: Augmentation | None = None,
+        mixing: NoMixing | Mixing | None = None,
         batch_size: int,
         seed: int,
         rank: int,
@@ -81,17 +82,27 @@ class ArrayLoader:
         self.steps_per_epoch = steps_per_epoch(len(split), batch_size, world_size)
         self._split = split
         self._images = split.images.to(device)
-        self._augment, self._padding = augment, padding
+        self._augment, self._second_view, self._mixing = augment, second_view, mixing or NoMixing()
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._rows = rows_of(batch_size, rank, world_size)
+        self._parts = self._mixing.parts(self._rows, batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         batches = permutation(len(self._split), self._seed, epoch).split(self._batch_size)
         for step in range(start_step, self.steps_per_epoch):
-            chosen = batches[step][self._rows]
-            images = self._images[self._split.members[chosen].to(self._device, non_blocking=True)]
-            if self._augment == "crop_flip":
-                generator = seeded_generator(self._seed, "augment", epoch, step)
-                images = random_crop_flip(images, self._padding, BatchRows(generator, self._batch_size, self._rows))
-            labels = self._split.labels[chosen].to(self._device, non_blocking=True)
-            yield Batch(pixels(images), labels, self._rows)
+            batch = batches[step]
+            labels = torch.cat([self._split.labels[batch[part]] for part in self._parts])
+            x = self._view(batch, self._augment, "augment", epoch, step)
+            y = labels.to(self._device, non_blocking=True)
+            x, y = self._mixing(x, y, self._seed, epoch, step)
+            second = self._second_view and self._view(batch, self._second_view, "second view", epoch, step)
+            yield Batch(x, y, self._rows, second)
+
+    def _view(self, batch: Tensor, augment: Augmentation, stream: str, epoch: int, step: int) -> Images:
+        """The wanted rows of the global batch, augmented by draws from the stream of that name."""
+        augmented = []
+        for part in self._parts:
+            members = self._split.members[batch[part]].to(self._device, non_blocking=True)
+            generator = seeded_generator(self._seed, stream, epoch, step)
+            augmented.append(augment(self._images[members], BatchRows(generator, self._batch_size, part)))
+        return pixels(torch.cat(augmented))

@@ -1,17 +1,18 @@
 """One optimiser step: what it computes, what it leaves untouched, and that cutting up a batch changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain.attacks import PGD
 from advtrain.engine import AWP, NoPerturbation
 from advtrain.engine.modes import attack_mode, buffers_kept
 from advtrain.losses import PGDAT, TRADES
-from tests.engine.toy import LOSSES, network, trainer, weights_of
+from tests.engine.toy import DATA, LOSSES, Toy, network, trainer, weights_of
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
@@ -32,6 +33,37 @@ def test_accumulation_equals_the_large_batch(name: str, perturbation: type, tmp_
         losses.append([record["loss"] for record in metrics(directory) if "loss" in record])
     assert len(losses[0]) == 8
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_accumulation_of_two_views_and_of_mixed_images_equals_the_large_batch(name: str, tmp_path: Path) -> None:
+    losses = []
+    for accumulation in (1, 5):
+        directory = tmp_path / str(accumulation)
+        run = trainer(directory, epochs=1, accumulation=accumulation, weight_perturbation=AWP(), **DATA[name]())
+        run.fit()
+        losses.append([record["loss"] for record in metrics(directory) if "loss" in record])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_both_views_are_attacked_from_starts_of_their_own(tmp_path: Path) -> None:
+    """Of the same images twice, after a step of no length."""
+    seen = []
+
+    class Watching(TRADES):
+        def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append((x, x_adv))
+            return super().outer(model, x, x_adv, y)
+
+    run = trainer(tmp_path, data=Toy(augment="none", second_view="none"), loss=Watching(second_view_weight=0.5))
+    batch = next(iter(run.train_loader.epoch(1)))
+    run.step(replace(batch, second=batch.x), PGD(eps=0.05, steps=1, step_size=1e-9), NoPerturbation(), 1, 0)
+    x, x_adv = seen[0]
+    assert torch.equal(*x.chunk(2))
+    first, second = x_adv.chunk(2)
+    assert (first != second).float().mean() > 0.9
+    assert (x_adv - x).abs().max() < 0.0501
 
 
 @pytest.mark.parametrize("name", LOSSES)
