@@ -1,9 +1,12 @@
 """Every experiment composes, says what it is, and takes two real optimisation steps."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from advtrain.composition import choices, compose, groups, recipe
 from advtrain.config import config_dir
@@ -12,13 +15,6 @@ from advtrain.runs import check_training, make_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = choices("experiment")
-SMALL = ["trainer.batch_size=4", "trainer.precision=fp32", "data.validation_size=8"]
-CIFAR_NETWORK = ["model=preact_resnet_small", "model.width=4"]
-NETWORKS = {  # by dataset: a small network for its images
-    "digits": ["model=small_cnn", "model.width=4", "model.hidden=8"],
-    "cifar10": CIFAR_NETWORK,
-    "cifar100": CIFAR_NETWORK,
-}
 PAPER = [f"cifar{n}_ikl_{model}" for n in (10, 100) for model in ("wrn_34_10", "preact_resnet_18")]
 
 
@@ -62,18 +58,44 @@ def test_the_papers_numbers(name: str) -> None:
     assert config["loss"]["inner"] == ("ikl" if "cifar100" in name else "kl")
 
 
-def images(data: CIFAR, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """In place of CIFAR's files: 32 images of that shape."""
-    generator = torch.Generator().manual_seed(int(train))
-    pixels = torch.randint(0, 256, (32, *data.image_shape), dtype=torch.uint8, generator=generator)
-    return pixels, torch.arange(32) % data.classes
+def drawn(n: int, classes: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """n random uint8 images and their labels."""
+    pixels = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return pixels, torch.arange(n) % classes
+
+
+def class_folders(root: Path) -> Path:
+    """train/ and val/ with two classes of eight images each."""
+    pixels = drawn(16, 2, (48, 48, 3))[0].numpy()
+    for i, (part, name) in enumerate(itertools.product(("train", "val"), "ab")):
+        (root / part / name).mkdir(parents=True)
+        for j in range(8):
+            Image.fromarray(pixels[(8 * i + j) % 16]).save(root / part / name / f"{j}.png")
+    return root
+
+
+def miniature(data: str, folder: Path) -> list[str]:
+    """Settings that leave of a recipe on that dataset everything but images, network and batch."""
+    words = ["trainer.batch_size=4", "trainer.precision=fp32", "data.validation_size=8"]
+    if data == "digits":
+        return [*words, "model=small_cnn", "model.width=4", "model.hidden=8"]
+    words += ["model=preact_resnet_small", "model.width=4"]
+    if data.endswith("_generated"):
+        pixels, labels = drawn(16, 10, (32, 32, 3))
+        np.savez(folder / "generated.npz", image=pixels.numpy(), label=labels.numpy())
+        words.append(f"data.generated={folder / 'generated.npz'}")
+    elif data.startswith("imagenet"):
+        small = {"root": class_folders(folder / "images"), "num_classes": 2, "size": 32, "resize": 36, "workers": 0}
+        words += [f"data.{key}={value}" for key, value in small.items()]
+    return words
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_real_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe as it is but for data, network and batch, in its first and in its last epoch."""
-    monkeypatch.setattr(CIFAR, "read", images)
-    config = compose("train", [f"experiment={name}", *SMALL, *NETWORKS[recipe(name, [config_dir()])[0]["data"]]])
+    """The recipe as it is but for images, network and batch, in its first and in its last epoch."""
+    monkeypatch.setattr(CIFAR, "read", lambda data, train: drawn(32, data.classes, data.image_shape))
+    words = miniature(recipe(name, [config_dir()])[0]["data"], tmp_path)
+    config = compose("train", [f"experiment={name}", *words])
     parts = check_training(config)
     trainer = make_trainer(config, parts, tmp_path)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}

@@ -6,7 +6,7 @@ F is the cost of one forward pass of one image: 2 FLOP per multiply-add of every
 PyTorch's own counter has it. passes(epoch) is what one optimiser step of that epoch does to an image, in units of F:
 each forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone
 is 2 with its forward pass, a gradient for the weights 3. PGD training with K steps is 2K + 3, TRADES and IKL are
-2K + 7, weight perturbation adds the outer passes once more.
+2K + 7, weight perturbation adds the outer passes once more, a second view doubles all.
 
 The passes are counted, not declared: a real step of the recipe's attack, loss and weight perturbation is taken on a
 probe of two layers that counts what reaches it. Left out: normalisation, activations, the losses themselves, data
@@ -30,6 +30,7 @@ from advtrain.engine.numerics import numerics
 from advtrain.engine.step import TrainingStep
 from advtrain.evidence import Evidence
 from advtrain.runs import dataset
+from advtrain.types import SettingError
 
 IMAGES = 2  # in the batch of the probe
 SIZE = 8  # pixels
@@ -67,12 +68,19 @@ def forward_flop(model: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
 
 @cache
 def _forward_flop(model: str, image_shape: tuple[int, int, int]) -> int:
-    with torch.device("meta"):
-        network = build(json.loads(model)).eval()
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            network(torch.zeros(1, *image_shape))
+    network = _on_meta(json.loads(model)).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.device("meta"):
+        network(torch.zeros(1, *image_shape))
     return counter.get_total_flops()
+
+
+def _on_meta(model: Mapping[str, Any]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(model)
+    except SettingError:  # timm's ConvNeXt reads tensors while it is built
+        return build(model).to("meta")
 
 
 def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[int], float]:
@@ -99,7 +107,8 @@ def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[
     attack = build(config["attack"]) if loss.needs_attack else None
     perturbation = build(config["weight_perturbation"])
     x = torch.rand(IMAGES, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES))
+    second_view = x if loss.views == 2 else None
+    batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES), second_view)
 
     @cache
     def passes(epoch: int) -> float:

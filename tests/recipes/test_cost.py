@@ -21,6 +21,7 @@ from advtrain.recipes.cost import forward_flop
         (["loss=ikl", "attack.steps=5", "loss.inner=ce"], 2 * 5 + 2 * 3),
         (["loss=gkl", "attack.steps=3", "weight_perturbation=awp"], 1 + 2 * 3 + 4 * 3),
         (["loss=pgd_at", "attack.steps=10", "weight_perturbation=awp"], 2 * 10 + 2 * 3),
+        (["loss=ikl", "attack.steps=5", "loss.second_view_weight=0.5", "data.second_view=cutout"], 2 * (2 * 5 + 7)),
     ],
 )
 def test_passes_of_a_step(words: list[str], passes: int) -> None:
