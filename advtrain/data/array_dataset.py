@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from advtrain import checks
-from advtrain.data.arrays import ArrayLoader, ArraySplit, whole
+from advtrain.data.arrays import ArrayLoader, ArraySplit, Presentation, whole
 from advtrain.data.augmentations import WORDS, Augmentation, augmentation
 from advtrain.data.augmentations.placement import CROP_SHIFT
 from advtrain.data.base import SPLITS, Dataset, TrainLoader, held_out
@@ -80,6 +80,22 @@ class ArrayDataset(Dataset):
                     f"up to {CROP_SHIFT}, got {side}; choose another augmentation"
                 )
 
+    @property
+    def presentation(self) -> Presentation:
+        """How training images become batches; for every loader of them."""
+
+        def augment(word: str) -> Augmentation:
+            return augmentation(
+                word,
+                padding=self.padding,
+                cutout_size=self.cutout_size,
+                randaugment_ops=self.randaugment_ops,
+                randaugment_magnitude=self.randaugment_magnitude,
+            )
+
+        second_view = None if self.second_view == "none" else augment(self.second_view)
+        return Presentation(augment(self.augment), second_view, self.mixing)
+
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images (uint8, shape (n, c, h, w)) and labels (int64) of the official training or test set."""
@@ -113,21 +129,10 @@ class ArrayDataset(Dataset):
     ) -> TrainLoader:
         return ArrayLoader(
             self.split("train"),
-            augment=self._augmentation(self.augment),
-            second_view=None if self.second_view == "none" else self._augmentation(self.second_view),
-            mixing=self.mixing,
+            presentation=self.presentation,
             batch_size=batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
             device=device,
-        )
-
-    def _augmentation(self, word: str) -> Augmentation:
-        return augmentation(
-            word,
-            padding=self.padding,
-            cutout_size=self.cutout_size,
-            randaugment_ops=self.randaugment_ops,
-            randaugment_magnitude=self.randaugment_magnitude,
         )

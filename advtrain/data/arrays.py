@@ -1,7 +1,7 @@
 """Datasets that fit on the device as uint8: one gather makes a batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -52,14 +52,56 @@ def pixels(images: Tensor) -> Images:
     return images.contiguous().float().div_(torch.full((), 255.0, device=images.device))
 
 
+@dataclass(frozen=True)
+class Presentation:
+    """How stored images become a training batch: augmented once, or twice for two views, and mixed or not.
+
+    Attributes:
+        augment: what every image goes through.
+        second_view: what a second view of it goes through; None for one view.
+        mixing: of images and labels after augmentation.
+    """
+
+    augment: Augmentation
+    second_view: Augmentation | None = None
+    mixing: NoMixing | Mixing = field(default_factory=NoMixing)
+
+    def parts(self, rows: slice, batch_size: int) -> list[slice]:
+        """The rows of the global batch that `batch` wants in order to make `rows`."""
+        return self.mixing.parts(rows, batch_size)
+
+    def batch(
+        self, images: Tensor, labels: Tensor, *, rows: slice, batch_size: int, seed: int, epoch: int, step: int
+    ) -> Batch:
+        """This process's rows of a step.
+
+        Args:
+            images: uint8, shape (m, c, h, w), on the device; the rows of `parts`, one part after the other.
+            labels: int64, shape (m,), of the same.
+            rows: to be made.
+            batch_size: of the global batch.
+            seed, epoch, step: name the draws.
+        """
+        parts = self.parts(rows, batch_size)
+
+        def view(augment: Augmentation, stream: str) -> Images:
+            augmented = []
+            for part, piece in zip(parts, images.split([part.stop - part.start for part in parts]), strict=True):
+                generator = seeded_generator(seed, stream, epoch, step)
+                augmented.append(augment(piece, BatchRows(generator, batch_size, part)))
+            return pixels(torch.cat(augmented))
+
+        x, y = self.mixing(view(self.augment, "augment"), labels, seed, epoch, step)
+        second = None if self.second_view is None else view(self.second_view, "second view")
+        return Batch(x, y, rows, second)
+
+
 class ArrayLoader:
     """Batches of an `ArraySplit`, whose array is copied to the device once.
 
     Args:
         split: the training images.
-        augment: what every image goes through; see `augmentation`.
-        second_view: what makes second views of the images; None for one view.
-        mixing: of images and labels after augmentation.
+        presentation: how they become batches.
         batch_size: images per step over all processes.
         seed: names permutation, augmentation and mixing, with epoch and step.
         rank, world_size: which rows of each batch are wanted.
@@ -70,9 +112,7 @@ class ArrayLoader:
         self,
         split: ArraySplit,
         *,
-        augment: Augmentation,
-        second_view: Augmentation | None = None,
-        mixing: NoMixing | Mixing | None = None,
+        presentation: Presentation,
         batch_size: int,
         seed: int,
         rank: int,
@@ -80,29 +120,22 @@ class ArrayLoader:
         device: torch.device | str,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(len(split), batch_size, world_size)
-        self._split = split
+        self._split, self._presentation = split, presentation
         self._images = split.images.to(device)
-        self._augment, self._second_view, self._mixing = augment, second_view, mixing or NoMixing()
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._rows = rows_of(batch_size, rank, world_size)
-        self._parts = self._mixing.parts(self._rows, batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         batches = permutation(len(self._split), self._seed, epoch).split(self._batch_size)
+        parts = self._presentation.parts(self._rows, self._batch_size)
         for step in range(start_step, self.steps_per_epoch):
-            batch = batches[step]
-            labels = torch.cat([self._split.labels[batch[part]] for part in self._parts])
-            x = self._view(batch, self._augment, "augment", epoch, step)
-            y = labels.to(self._device, non_blocking=True)
-            x, y = self._mixing(x, y, self._seed, epoch, step)
-            second = self._second_view and self._view(batch, self._second_view, "second view", epoch, step)
-            yield Batch(x, y, self._rows, second)
-
-    def _view(self, batch: Tensor, augment: Augmentation, stream: str, epoch: int, step: int) -> Images:
-        """The wanted rows of the global batch, augmented by draws from the stream of that name."""
-        augmented = []
-        for part in self._parts:
-            members = self._split.members[batch[part]].to(self._device, non_blocking=True)
-            generator = seeded_generator(self._seed, stream, epoch, step)
-            augmented.append(augment(self._images[members], BatchRows(generator, self._batch_size, part)))
-        return pixels(torch.cat(augmented))
+            chosen = torch.cat([batches[step][part] for part in parts])
+            yield self._presentation.batch(
+                self._images[self._split.members[chosen].to(self._device, non_blocking=True)],
+                self._split.labels[chosen].to(self._device, non_blocking=True),
+                rows=self._rows,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                epoch=epoch,
+                step=step,
+            )

@@ -10,7 +10,7 @@ from advtrain import distributed
 from advtrain.data.base import Batch
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
-from advtrain.engine.weight_perturbation import WeightPerturbation
+from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
 from advtrain.random import BatchRows, seeded_generator, stream_seed
 from advtrain.types import Attack, Images, Parts, Targets

@@ -1,12 +1,10 @@
 """Batches of arrays: a function of the seed, whatever the partition and wherever an epoch is entered."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from advtrain.data.arrays import ArrayLoader, ArraySplit, whole
+from advtrain.data.arrays import ArrayLoader, ArraySplit, Presentation, whole
 from advtrain.data.augmentations import augmentation
 from advtrain.types import SettingError
 
@@ -21,9 +19,10 @@ def split() -> ArraySplit:
     return whole(images, torch.arange(50) % 7).part(torch.arange(4, 50))
 
 
-def loader(split: ArraySplit, augment: str = "crop_flip", **changes: Any) -> ArrayLoader:
-    options: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
-    return ArrayLoader(split, augment=augmentation(augment, padding=2), device="cpu", **options)
+def loader(split: ArraySplit, augment: str = "crop_flip", second: str | None = None, **changes: int) -> ArrayLoader:
+    views = augmentation(augment, padding=2), augmentation(second, padding=2) if second else None
+    options = {"batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
+    return ArrayLoader(split, presentation=Presentation(*views), device="cpu", **options)
 
 
 def images_of(loader: ArrayLoader, epoch: int = 1, start_step: int = 0) -> Tensor:
@@ -94,24 +93,21 @@ def test_a_batch_may_be_the_whole_set(split: ArraySplit) -> None:
 
 
 def test_a_second_view_shows_the_same_images_by_draws_of_its_own(split: ArraySplit) -> None:
-    second = {"second_view": augmentation("crop_flip", padding=2)}
-    one, two = list(loader(split).epoch(1)), list(loader(split, **second).epoch(1))
+    one, two = list(loader(split).epoch(1)), list(loader(split, second="crop_flip").epoch(1))
     for before, batch in zip(one, two, strict=True):
         assert before.second is None and before.views == [before.x]
         assert batch.second is not None and batch.views == [batch.x, batch.second]
         assert torch.equal(batch.x, before.x) and torch.equal(batch.y, before.y)  # view 1 is what it was
         assert batch.second.shape == batch.x.shape and batch.second.is_contiguous()
         assert not torch.equal(batch.second, batch.x)
-    whole_images = loader(split, "none", second_view=augmentation("none"))
-    assert all(torch.equal(*batch.views) for batch in whole_images.epoch(1))
+    assert all(torch.equal(*batch.views) for batch in loader(split, "none", "none").epoch(1))
 
 
 @pytest.mark.parametrize("word", ["crop_flip", "autoaugment"])
 def test_second_views_do_not_depend_on_processes_or_on_where_an_epoch_is_entered(split: ArraySplit, word: str) -> None:
-    second = {"second_view": augmentation(word, padding=2)}
-    alone = list(loader(split, **second).epoch(3))
-    ranks = [list(loader(split, rank=rank, world_size=2, **second).epoch(3)) for rank in range(2)]
-    late = list(loader(split, **second).epoch(3, start_step=2))
+    alone = list(loader(split, second=word).epoch(3))
+    ranks = [list(loader(split, second=word, rank=rank, world_size=2).epoch(3)) for rank in range(2)]
+    late = list(loader(split, second=word).epoch(3, start_step=2))
     for step, batch in enumerate(alone):
         parts = [rank[step].second for rank in ranks]
         assert batch.second is not None and torch.equal(torch.cat(parts), batch.second)

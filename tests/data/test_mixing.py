@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from advtrain.data.arrays import ArrayLoader, whole
+from advtrain.data.arrays import ArrayLoader, Presentation, whole
 from advtrain.data.augmentations import augmentation
 from advtrain.data.mixing import Mixing, mixing
 from advtrain.types import SettingError
@@ -68,10 +68,8 @@ def test_shares_are_named_by_seed_epoch_and_step_and_the_global_generator_is_lef
 def loader(word: str, **changes: Any) -> ArrayLoader:
     images = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"batch_size": 8, "seed": 0, "rank": 0, "world_size": 1, "device": "cpu", **changes}
-    split = whole(images, torch.arange(50) % CLASSES)
-    return ArrayLoader(
-        split, augment=augmentation("crop_flip", padding=2), mixing=mixing(word, 1.0, CLASSES), **options
-    )
+    presentation = Presentation(augmentation("crop_flip", padding=2), mixing=mixing(word, 1.0, CLASSES))
+    return ArrayLoader(whole(images, torch.arange(50) % CLASSES), presentation=presentation, **options)
 
 
 @pytest.mark.parametrize("word", ["mixup", "cutmix"])

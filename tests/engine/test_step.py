@@ -114,59 +114,6 @@ def test_buffers_come_back_after_an_error() -> None:
     assert torch.equal(model[1].running_mean, before)
 
 
-class TestAWP:
-    def test_weights_move_by_gamma_and_come_back_exactly(self) -> None:
-        model = network()
-        x, y = torch.rand(8, 3, 6, 6), torch.arange(8) % 4
-
-        def ascent() -> None:
-            nn.functional.cross_entropy(model(x), y).backward()
-
-        model.zero_grad()
-        ascent()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        model.zero_grad()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        with torch.no_grad():
-            plain = nn.functional.cross_entropy(model(x), y)
-        with AWP(gamma=0.01)(model, ascent):
-            for name, p in model.named_parameters():
-                moved = p.detach() - before[name]
-                if p.dim() > 1:  # γ ‖w‖ g / ‖g‖, from the paper
-                    direction = gradients[name] / gradients[name].norm()
-                    torch.testing.assert_close(moved, 0.01 * before[name].norm() * direction, rtol=1e-3, atol=1e-7)
-                else:
-                    assert not moved.any()
-            assert all(p.grad is None for p in model.parameters())
-            with torch.no_grad():
-                assert nn.functional.cross_entropy(model(x), y) > plain
-        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-    def test_weights_come_back_after_an_error(self) -> None:
-        model = network()
-        before = model[0].weight.detach().clone()
-        with pytest.raises(RuntimeError), AWP(gamma=0.5)(model, lambda: model(torch.rand(2, 3, 6, 6)).sum().backward()):
-            assert not torch.equal(model[0].weight, before)
-            raise RuntimeError
-        assert torch.equal(model[0].weight, before)
-
-    def test_it_waits_for_its_epoch(self) -> None:
-        awp = AWP(start_epoch=3)
-        assert isinstance(awp.for_epoch(2), NoPerturbation)
-        assert awp.for_epoch(3) is awp
-
-    def test_the_ascent_leaves_no_trace_in_prior_and_statistics(self, tmp_path: Path) -> None:
-        """γ = 0 perturbs nothing, so the run must be the one without perturbation, buffers and prior included."""
-        states = []
-        for perturbation in (NoPerturbation(), AWP(gamma=0.0)):
-            run = trainer(tmp_path / type(perturbation).__name__, network(norm=True), weight_perturbation=perturbation)
-            run.fit()
-            states.append({**run.model.state_dict(), **run.loss.state_dict()})
-        assert states[0].keys() == states[1].keys()
-        for name, value in states[0].items():
-            assert torch.equal(value, states[1][name]), name
-
-
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     run = trainer(tmp_path, clip_norm=1e-3, epochs=1)
     run.fit()
