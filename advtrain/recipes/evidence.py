@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advtrain.composition import EVIDENCE, own_settings, recipe
+import yaml
+
+from advtrain.composition import EVIDENCE, recipe
 from advtrain.config import config_dir, typed
 from advtrain.evidence import Evidence
 from advtrain.types import SettingError
@@ -24,8 +26,8 @@ def evidence_of(experiment: str, folder: Path | None = None) -> Evidence:
     Raises:
         SettingError: the block is missing or malformed.
     """
-    content = own_settings("experiment", experiment, [folder or config_dir()])
-    block = content.get(EVIDENCE)
+    path = (folder or config_dir()) / "experiment" / f"{experiment}.yaml"
+    block = (yaml.safe_load(path.read_text()) or {}).get(EVIDENCE)
     if not isinstance(block, Mapping):
         raise SettingError(f"experiment {experiment}: expected a block evidence:, got {block!r}; see advtrain.evidence")
     try:
