@@ -27,7 +27,7 @@ class Loss(nn.Module, ABC):
         if inner == "ikl" and not self.has_prior:
             name = type(self).__name__
             raise SettingError(
-                f"loss.inner: expected ce, kl or margin for {name}, which keeps no class prior, got 'ikl'; "
+                f"loss.inner: expected ce, kl, margin or dlr for {name}, which keeps no class prior, got 'ikl'; "
                 "choose one of them, or loss=ikl or loss=gkl"
             )
 

@@ -200,3 +200,21 @@ def _prepared(*tensors: Tensor) -> tuple[Tensor, ...]:
         raise ValueError(f"expected tensors of one shape (N, C), got {', '.join(map(str, shapes))}")
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return tuple(t.to(dtype) for t in tensors)
+
+
+def dlr_per_image(logits: Logits, y: Tensor) -> PerImage:
+    """(max_{j≠y} o_j - o_y) / (o_π1 - o_π3) of each image, shape (N,), with logits sorted o_π1 ≥ o_π2 ≥ o_π3.
+
+    The difference of logits ratio (Croce & Hein, arXiv:2003.01690), invariant to shift and scale of the logits;
+    positive where the prediction is wrong. Zero, with gradient zero, where the three largest logits are equal.
+
+    Raises:
+        ValueError: there are fewer than three classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"expected logits of at least 3 classes, got shape {tuple(logits.shape)}")
+    (logits,) = _prepared(logits)
+    top = logits.topk(3, dim=1).values
+    spread = top[:, 0] - top[:, 2]
+    flat = spread == 0
+    return (margin_per_image(logits, y) / spread.where(~flat, 1)).where(~flat, 0)
