@@ -107,7 +107,7 @@ class L1:
         order = slope.abs().argsort(dim=1, descending=True, stable=True)
         spendable = room.gather(1, order)
         before = spendable.cumsum(1) - spendable
-        left = (torch.as_tensor(length).view(-1, 1).to(x) - before).clamp_min(0)
+        left = (torch.as_tensor(length, dtype=x.dtype, device=x.device).view(-1, 1) - before).clamp_min(0)
         spent = torch.minimum(spendable, left)
         moved = torch.zeros_like(x_flat).scatter_(1, order, spent) * slope.sign()
         return x + moved.view_as(x)

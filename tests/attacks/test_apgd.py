@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advtrain.attacks import APGD, PGD
+from advtrain.attacks import APGD
 from advtrain.attacks.apgd import checkpoints
 from advtrain.attacks.norms import norm_named
 from advtrain.types import SettingError
@@ -81,27 +81,18 @@ def test_checkpoints_are_the_papers() -> None:
     assert sorted(checkpoints(5)) == [2, 3, 4, 5]  # 0.22, 0.41, 0.57, 0.7, 0.8 (exactly 4), 0.87 … of 5
 
 
-def test_the_best_point_is_kept() -> None:
-    """The objective is never below the start, and more steps from the same start are never worse than a prefix."""
-    x = images(8)
-    start = APGD(eps=0.3, steps=1)
-    begun = x + 0.3 * (2 * torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1)) - 1)
-    found = start(wavy, x, generator=torch.Generator().manual_seed(1))
-    assert (wavy(found) >= wavy(begun.clamp(0, 1))).all()
-
-
-def test_it_finds_more_than_pgd_with_the_same_passes() -> None:
-    x = images(40, 1)
-    found = {}
-    for attack in (APGD(eps=0.3, steps=10), PGD(eps=0.3, steps=10)):
-        x_adv = attack(wavy, x, generator=torch.Generator().manual_seed(2))
-        found[type(attack)] = wavy(x_adv).mean()
-    assert found[APGD] > found[PGD]
+@pytest.mark.parametrize("steps", (1, 2, 10))
+def test_it_never_ends_below_its_start(steps: int) -> None:
+    """Steps of 2ε overshoot on this objective, so the last point is often worse than the first."""
+    x = images(20)
+    start = x + 0.3 * (2 * torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1)) - 1)
+    found = APGD(eps=0.3, steps=steps)(wavy, x, generator=torch.Generator().manual_seed(1))
+    assert (wavy(found) >= wavy(start.clamp(0, 1))).all()
 
 
 @pytest.mark.usefixtures("without_type_checks")
 def test_l1_is_refused_with_the_way_out() -> None:
     with pytest.raises(SettingError, match=r"attack.norm: expected linf or l2 for APGD, got 'l1'.*attack=pgd"):
         APGD(norm="l1", eps=12, steps=5)
-    with pytest.raises(SettingError, match="attack.init: expected one of none, uniform"):
+    with pytest.raises(SettingError, match=r"attack.init: expected one of none, uniform"):
         APGD(eps=0.1, init="gaussian")

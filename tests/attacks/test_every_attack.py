@@ -1,5 +1,6 @@
 """The properties that every attack has to have, over every file in configs/attack and every norm."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,21 @@ REFUSED = {("apgd", "l1")}  # with a message of its own: tests/attacks/test_apgd
 EVERY = [(name, norm) for name in ATTACKS for norm in NORMS if (name, norm) not in REFUSED]
 
 
-def configured(name: str, norm: str, eps: float | None = None) -> Attack:
+@cache
+def composed(name: str, norm: str) -> dict[str, Any]:
+    words = [f"attack={name}", "data=digits", "model=small_cnn", f"threat.norm={norm}", f"threat.eps={EPS[norm]}"]
+    return compose("train", words)["attack"]
+
+
+def without_radius(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with eps=0, also of a nested attack."""
+    changed = {key: without_radius(value) if isinstance(value, dict) else value for key, value in config.items()}
+    return changed | {"eps": 0.0}
+
+
+def configured(name: str, norm: str) -> Attack:
     """The attack of a file in epoch 3 of 4, as a run would build it."""
-    eps = EPS[norm] if eps is None else eps
-    words = [f"attack={name}", "data=digits", "model=small_cnn", f"threat.norm={norm}", f"threat.eps={eps}"]
-    return build(compose("train", words)["attack"]).for_epoch(3, 4)
+    return build(composed(name, norm)).for_epoch(3, 4)
 
 
 def images(n: int = 5, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -63,7 +74,7 @@ def test_the_file_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "norm"), sorted(REFUSED))
 def test_the_exceptions_refuse(name: str, norm: str) -> None:
-    with pytest.raises(SettingError, match="attack.norm: expected"):
+    with pytest.raises(SettingError, match=r"attack.norm: expected"):
         configured(name, norm)
 
 
@@ -142,6 +153,6 @@ class TestEveryAttack:
 
     def test_eps_zero_moves_nothing(self, name: str, norm: str) -> None:
         x = images()
-        attack: Any = configured(name, norm, eps=0.0)
+        attack = build(without_radius(composed(name, norm))).for_epoch(3, 4)
         x_adv = attack(bent, x, generator=seeded_generator(1))
         torch.testing.assert_close(x_adv, x, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor
 
-from advtrain.attacks.norms import NORMS, L1, norm_named
+from advtrain.attacks.norms import L1, NORMS, norm_named
 
 
 def images(n: int, seed: int, edges: bool = False) -> Tensor:

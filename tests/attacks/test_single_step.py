@@ -18,6 +18,10 @@ def bent(x: Tensor) -> Tensor:
     return torch.cos(12 * x).flatten(1).sum(1)
 
 
+def brightness(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1)
+
+
 def sign_of_slope(value: float) -> int:
     """Of d/dv cos(12 v) = -12 sin(12 v)."""
     slope = -torch.sin(torch.tensor(12 * value, dtype=torch.float64)).item()
@@ -70,9 +74,9 @@ def test_the_papers_formulas(formula) -> None:
 def test_n_fgsm_leaves_the_eps_ball_and_says_how_far() -> None:
     x = torch.full((200, 1, 3, 3), 0.5, dtype=torch.float64)
     attack = NFGSM(eps=EPS, noise=2.0)
-    far = norm_named("linf").length(attack(bent, x, generator=torch.Generator().manual_seed(1)) - x).max()
+    far = norm_named("linf").length(attack(brightness, x, generator=torch.Generator().manual_seed(1)) - x).max()
     assert attack.radius == pytest.approx(3 * EPS)
-    assert 2.5 * EPS < far <= attack.radius
+    assert 2.5 * EPS < far <= attack.radius + 1e-12
     assert f"≤ {3 * EPS:.5g}" in attack.describe() and "unprojected" in attack.describe()
 
 

@@ -10,6 +10,8 @@ import torch
 from toy import LOSSES, network, trainer  # beside this file
 
 from advtrain import distributed
+from advtrain.attacks import Free
+from advtrain.losses import PGDAT
 
 
 def main() -> None:
@@ -21,6 +23,7 @@ def main() -> None:
                 place = directory / f"{name}{'-norm' if norm else ''}"
                 run = trainer(place, network(norm), loss=loss(), epochs=5, sync_batchnorm=norm)
                 run.fit()
+        trainer(directory / "free", network(), loss=PGDAT(), attack=Free(eps=0.05, replays=5), epochs=1).fit()
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_a_run_is_algorithm_1(tmp_path: Path) -> None:
     for found, expected in zip(weights_of(run.model), weights, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(run.warm_start.perturbation, delta, rtol=0, atol=1e-12)
-    assert (delta != 0).all()  # every pixel of every row has moved: the perturbation is warm
+    assert delta.flatten(1).any(1).all()  # of every row: the perturbation is warm
     assert run.position.epoch == 2 and run.train_loader.steps_per_epoch == 4 * REPLAYS
 
 
