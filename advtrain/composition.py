@@ -102,10 +102,14 @@ def plain(
             for key in recipe_settings.get(group, {}):
                 if f"{group}.{key}" in given:
                     continue
+                deeper = {name for name in given if name.startswith(f"{group}.{key}.")}
+                kept = {name: OmegaConf.select(config, name) for name in deeper}
                 if key in own:
                     config[group][key] = own[key]
                 else:
                     config[group].pop(key, None)
+                for name, value in kept.items():
+                    OmegaConf.update(config, name, value)
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
 
 
@@ -132,8 +136,10 @@ def own_settings(group: str, choice: str, folders: Sequence[Path]) -> dict[str, 
     settings: dict[str, Any] = {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            settings |= own_settings(group, entry, folders)
-    return settings | content
+            name, _, below = entry.partition("@")  # pgd@attack: the settings of pgd, one level deeper
+            found = own_settings(group, name, folders)
+            settings |= {below: found} if below else found
+    return _merged(settings, content)
 
 
 def _yaml(group: str, choice: str, folders: Sequence[Path]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class ThreatSettings:
     """The threat model that validation, evaluation and the bundle are about; attacks take it as their default.
 
     Attributes:
-        norm: linf or l2.
+        norm: linf, l2 or l1.
         eps: radius in units of pixels in [0, 1]; fractions such as 8/255 parse.
     """
 
@@ -105,7 +105,7 @@ class ThreatSettings:
     eps: str = "8/255"
 
     def __post_init__(self) -> None:
-        checks.choice("threat.norm", self.norm, ("linf", "l2"))
+        checks.choice("threat.norm", self.norm, ("linf", "l2", "l1"))
         checks.radius("threat.eps", self.eps, self.norm)
 
     @property
@@ -192,11 +192,12 @@ def build(config: Mapping[str, Any], *, trusted: bool = True) -> Any:
     from hydra.utils import instantiate
 
     target = str(config.get("_target_"))
-    if not trusted and not target.startswith(OUR_TARGETS):
-        raise SettingError(
-            f"expected a class of advtrain in the stored config, got {target}; building it would run foreign code: "
-            "add trust=true if you trust the file"
-        )
+    for named in _targets(config):
+        if not trusted and not named.startswith(OUR_TARGETS):
+            raise SettingError(
+                f"expected a class of advtrain in the stored config, got {named}; building it would run foreign code: "
+                "add trust=true if you trust the file"
+            )
     try:
         return instantiate(dict(config), _convert_="all")
     except InstantiationException as error:
@@ -207,6 +208,16 @@ def architecture_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a model whose weights come from elsewhere: nothing is read, downloaded or recomputed for it."""
     ours = str(model.get("_target_")).startswith(OUR_TARGETS)
     return {key: START_SETTINGS.get(key, value) if ours else value for key, value in model.items()}
+
+
+def _targets(config: Any) -> list[str]:
+    """Every class that building `config` would call, nested ones included."""
+    if isinstance(config, Mapping):
+        own = [str(config["_target_"])] if "_target_" in config else []
+        return own + [name for value in config.values() for name in _targets(value)]
+    if isinstance(config, list | tuple):
+        return [name for value in config for name in _targets(value)]
+    return []
 
 
 def _setting_error(target: str, error: Exception) -> SettingError:

@@ -12,14 +12,15 @@ from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, archit
 from advtrain.data.base import Dataset
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
+from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console, duration
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
-from advtrain.losses import Loss
+from advtrain.losses import Loss, objectives
 from advtrain.models.weights import check_weights_file
 from advtrain.random import stream_seed
-from advtrain.types import SettingError
+from advtrain.types import Attack, SettingError
 
 PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
 
@@ -136,7 +137,13 @@ def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes
 
 
 def _check_class_count(config: dict[str, Any]) -> None:
-    if config["data"].get("num_classes") is not None:
+    classes, inner = config["data"].get("num_classes"), config["loss"].get("inner")
+    if classes is not None:
+        needed = objectives.CLASSES_NEEDED.get(inner, 2)
+        if isinstance(classes, int) and classes < needed:
+            raise SettingError(
+                f"loss.inner={inner}: expected {needed} or more classes, got {classes}; choose loss.inner=margin"
+            )
         return
     data = config["data"]["_target_"].rpartition(".")[2]
     loss = config["loss"]["_target_"].rpartition(".")[2]
@@ -156,7 +163,13 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             "choose attack=pgd or loss=standard"
         )
     loss.check_accumulation(settings.accumulation)
-    if loss.needs_attack and attack.init == "none" and loss.inner_objective in ("kl", "ikl"):
+    if attack is not None and not isinstance(attack, Attack):
+        raise SettingError(
+            f"attack: expected a class derived from advtrain.attacks.Attack, got {type(attack).__name__}; derive it"
+        )
+    if loss.needs_attack and free_attack(attack, settings.epochs):
+        check_free(loss, parts["weight_perturbation"], settings.accumulation)
+    if attack is not None and loss.needs_attack and attack.starts_at_image and loss.inner_objective in ("kl", "ikl"):
         raise SettingError(
             f"attack.init=none with loss.inner={loss.inner_objective}: expected a start away from the image, where the "
             "gradient of that objective is zero; choose attack.init=uniform or loss.inner=ce"
@@ -200,12 +213,6 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     data, loss, settings = parts["data"], parts["loss"], parts["trainer"]
     parameters = sum(p.numel() for p in trainer.model.parameters())
     sizes = ", ".join(f"{len(data.split(s)):,} {word}" for s, word in (("train", "train"), ("validation", "held out")))
-    inner = {
-        "ce": "CE(f(x'), y)",
-        "kl": "KL(f(x) || f(x'))",
-        "margin": "max_j≠y f_j(x') - f_y(x')",
-        "ikl": "IKL(f(x), f(x'))",
-    }
     lines = [
         f"advtrain {advtrain.__version__}  →  {directory}",
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
@@ -214,8 +221,11 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"minimise  {loss.formula()}",
     ]
     if loss.needs_attack:
-        lines.append(f"where x'  maximises {inner[loss.inner_objective]}, {parts['attack'].describe()}")
-        lines.append(f"          with BatchNorm in {settings.attack_batchnorm} mode")
+        lines.append(f"where x'  maximises {objectives.formula(loss.inner_objective)}, {parts['attack'].describe()}")
+        mode = f"{settings.attack_batchnorm} mode" if trainer.warm_start is None else "train mode, as in the step"
+        lines.append(f"          with BatchNorm in {mode}")
+        if parts["attack"].single_step:
+            lines.append(_overfitting_watch(settings))
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
     precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
@@ -226,6 +236,17 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     return "\n".join(lines)
+
+
+def _overfitting_watch(settings: TrainerSettings) -> str:
+    """What watches an attack of one step, and what to look for."""
+    watch = settings.validation
+    attack = f"margin PGD of {watch.restarts} × {watch.steps} steps"
+    remedy = "" if watch.steps > 1 else " (one step sees nothing: set trainer.validation.steps=10)"
+    return (
+        f"watch     one-step attacks can overfit catastrophically: validation by {attack}{remedy} shows it as "
+        "validation_robust falling to near 0 while robust_accuracy rises; best.pt keeps the best epoch"
+    )
 
 
 def _conclude(config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path) -> None:

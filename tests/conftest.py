@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 # Shapes and types are checked while tests run, and only then. An int passes for a float, as everywhere in Python.
 jaxtyping.install_import_hook(
-    ["advtrain.attacks.pgd", "advtrain.attacks.schedules", "advtrain.losses"],
+    ["advtrain.attacks", "advtrain.losses"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from advtrain import distributed
 from advtrain.data.base import Batch
+from advtrain.engine.free import WarmStart
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
 from advtrain.engine.weight_perturbations import WeightPerturbation
@@ -93,6 +94,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
             parts = self._accumulate(pieces, adversarial)
+        if isinstance(attack, WarmStart):
+            attack.after_backward()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()

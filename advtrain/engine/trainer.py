@@ -8,26 +8,22 @@ a checkpoint must hold is the weights, their average, the optimiser's and the lo
 """
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from advtrain import distributed
-from advtrain.attacks import PGD, PGDSchedule
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
+from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
+from advtrain.engine.interrupts import Interrupted, StopRequest
 from advtrain.engine.loggers import Logger, MetricsFile
 from advtrain.engine.meter import Meter
 from advtrain.engine.numerics import device_named, numerics
@@ -38,18 +34,11 @@ from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import margin_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
+from advtrain.types import Attack
 
 
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 @dataclass
@@ -77,7 +66,7 @@ class Ingredients:
 
     data: Dataset
     model: nn.Module
-    attack: PGD | PGDSchedule | None
+    attack: Attack | None
     loss: Loss
     optimizer: SGD | AdamW
     schedule: Schedule
@@ -113,6 +102,11 @@ class Trainer:
             device=self.device,
         )
         self.held_out = ingredients.data.split("validation")
+        self.warm_start: WarmStart | None = None
+        if free := free_attack(ingredients.attack, settings.epochs):
+            self.train_loader = ReplayedLoader(self.train_loader, free.replays)
+            shape = (settings.batch_size, *ingredients.data.image_shape)
+            self.warm_start = WarmStart(free, shape, device=self.device, dtype=self.numerics.dtype)
 
         model = ingredients.model
         if settings.sync_batchnorm:
@@ -133,7 +127,7 @@ class Trainer:
             seed=seed,
         )
         self.position = Position()
-        self._stop_signal = 0
+        self._stop = StopRequest(self.device)
 
     @property
     def last_path(self) -> Path:
@@ -160,7 +154,7 @@ class Trainer:
         if metrics is not None:
             self.parts.logger.start(self.directory, self._config)
         try:
-            with self._listening(), progress.shown():
+            with self._stop.listening(), progress.shown():
                 while self.position.epoch < self.settings.epochs:
                     self._train_epoch(self.position.epoch + 1, progress, metrics)
         finally:
@@ -173,6 +167,7 @@ class Trainer:
         attack = None
         if self.parts.attack is not None and self.loss.needs_attack:
             attack = self.parts.attack.for_epoch(epoch, settings.epochs)
+            attack = attack if self.warm_start is None else self.warm_start.using(attack)
         perturbation = self.parts.weight_perturbation.for_epoch(epoch)
         meter = Meter(settings.batch_size)
         self.model.train()
@@ -192,10 +187,10 @@ class Trainer:
                 progress.numbers(record)
                 self._log(metrics, done, {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **record})
                 _check_finite(record["loss"], epoch, position.step)
-            if self._must_stop():
+            if self._stop.must_stop(position.step):
                 position.seconds += time.perf_counter() - started
                 self._save(self.last_path)
-                raise Interrupted(self._stop_signal)
+                raise Interrupted(self._stop.number)
 
         self.loss.end_epoch()
         self.parts.averaging.after_epoch(epoch)
@@ -257,17 +252,18 @@ class Trainer:
     def _save(self, path: Path) -> None:
         self._prepare_average()
         self.loss.synchronise()
+        state = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
+            "position": asdict(self.position),
+        }
+        if self.warm_start is not None:
+            self.warm_start.synchronise()
+            state["attack"] = self.warm_start.state_dict()
         if distributed.is_main():
-            checkpoints.save(
-                path,
-                {
-                    "model": self.model.state_dict(),
-                    "averaged": self.averaged.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "loss": self.loss.state_dict(),
-                    "position": asdict(self.position),
-                },
-            )
+            checkpoints.save(path, state)
         distributed.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -275,42 +271,13 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])
+        if self.warm_start is not None:
+            self.warm_start.load_state_dict(state["attack"])
         self.position = Position(**state["position"])
         if not distributed.is_main():  # what was gathered in mid-epoch by all processes is the main one's now
             self.loss.forget_gathered()
         where = f"epoch {self.position.epoch}, step {self.position.step}"
         console.print(f"resuming {self.directory} after {where}")
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a request to stop after the step under way."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def request(number: int, frame: object) -> None:
-            if self._stop_signal:  # asked twice: the person means it
-                raise KeyboardInterrupt
-            self._stop_signal = number
-
-        try:
-            for number in previous:
-                signal.signal(number, request)
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _must_stop(self) -> bool:
-        """Whether any process was asked to stop. Several processes agree only every few steps, to spare the wait."""
-        if distributed.world_size() == 1:
-            return bool(self._stop_signal)
-        if self.position.step % 10:
-            return False
-        flag = torch.tensor([self._stop_signal], device=self.device)
-        self._stop_signal = int(distributed.all_reduce_max(flag).item())
-        return bool(self._stop_signal)
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:

@@ -15,7 +15,7 @@ from advtrain.evaluation.attack_log import AttackLog, listening
 from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.types import Images, Labels, SettingError
 
-NORM_WORDS = {"linf": "Linf", "l2": "L2"}
+NORM_WORDS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}  # by the DLR loss and its targeted form; the other attacks need two
 
 

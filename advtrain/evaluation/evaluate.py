@@ -35,7 +35,7 @@ def evaluate(
     Args:
         model: images in [0, 1], shape (n, c, h, w), to logits; float32, on `device`.
         split: labelled images; a part of them when the settings say so (`Split.subset`).
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         eps: radius in units of pixels in [0, 1].
         settings: what to run. `enabled` and `checkpoint` are for the caller to obey.
         device: where the model is.

@@ -118,7 +118,7 @@ def load_zoo_model(
     Args:
         name: its ID, e.g. "Wang2023Better_WRN-28-10".
         dataset: "cifar10", "cifar100" or "imagenet".
-        threat_norm: "linf" or "l2": which board.
+        threat_norm: "linf", "l2" or "l1": which board.
         model_dir: holds <dataset>/<Linf|L2>/<name>.pt.
         download: whether RobustBench may fetch weights that are not there.
 

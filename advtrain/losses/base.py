@@ -39,7 +39,7 @@ class Loss(nn.Module, ABC):
         if inner == "ikl" and not self.weighs_pairs:
             name = type(self).__name__
             raise SettingError(
-                f"loss.inner: expected ce, kl or margin for {name}, which keeps no class prior, got 'ikl'; "
+                f"loss.inner: expected ce, kl, margin or dlr for {name}, which keeps no class prior, got 'ikl'; "
                 "choose one of them, or loss=ikl or loss=gkl"
             )
 

@@ -14,7 +14,7 @@ class DKL(Decoupled):
     Args:
         wmse_weight: multiplies ¼ Σ_jk s_j s_k (d_j - d_k)² (published code: beta).
         ce_weight: multiplies the soft cross-entropy (published code: alpha).
-        inner: what the attack maximises, one of ce, kl, margin, ikl (with weights softmax f(x)).
+        inner: what the attack maximises, one of ce, kl, margin, dlr, ikl (with weights softmax f(x)).
         label_smoothing: ε of the natural cross-entropy.
         second_view_weight: weight of DKL on the second view; None for one view.
     """

@@ -253,3 +253,21 @@ def _anchored(logits: Tensor, class_dim: int) -> Tensor:
     # The loss ignores what is common to a row. Taking it out before the difference is formed keeps float32 exact for
     # logits far from zero: floats within a factor of two of each other subtract without rounding.
     return logits - logits.detach().amax(class_dim, keepdim=True)
+
+
+def dlr_per_image(logits: Logits, y: Tensor) -> PerImage:
+    """(max_{j≠y} o_j - o_y) / (o_π1 - o_π3) of each image, shape (N,), with logits sorted o_π1 ≥ o_π2 ≥ o_π3.
+
+    The difference of logits ratio (Croce & Hein, arXiv:2003.01690), invariant to shift and scale of the logits;
+    positive where the prediction is wrong. Zero, with gradient zero, where the three largest logits are equal.
+
+    Raises:
+        ValueError: there are fewer than three classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"expected logits of at least 3 classes, got shape {tuple(logits.shape)}")
+    (logits,) = prepared(logits)
+    top = logits.topk(3, dim=1).values
+    spread = top[:, 0] - top[:, 2]
+    flat = spread == 0
+    return (margin_per_image(logits, y) / spread.where(~flat, 1)).where(~flat, 0)

@@ -33,7 +33,7 @@ class GKL(Decoupled):
             constant; soft labels are taken only then.
         normaliser: "batch" divides the batch's pair sums by their mean total weight, as published; "sample" divides
             each image's by its own, which is IKL with weights q / Σ_j q_j.
-        inner: what the attack maximises, one of ce, kl, margin, ikl (with the weights of γ = 1).
+        inner: what the attack maximises, one of ce, kl, margin, dlr, ikl (with the weights of γ = 1).
         label_smoothing: ε of the natural cross-entropy.
         second_view_weight: weight of GKL on the second view; None for one view.
     """

@@ -13,7 +13,7 @@ class KL(Regularised):
 
     Args:
         kl_weight: multiplies the divergence.
-        inner: what the attack maximises, one of ce, kl, margin.
+        inner: what the attack maximises, one of ce, kl, margin, dlr.
         label_smoothing: ε of the natural cross-entropy.
         second_view_weight: weight of the regulariser on the second view; None for one view.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from advtrain.losses import functional
 from advtrain.types import Images, Logits, PerImage, Targets
 
-INNER = ("ce", "kl", "margin", "ikl")  # the words of loss.inner
+INNER = ("ce", "kl", "margin", "dlr", "ikl")  # the words of loss.inner
+CLASSES_NEEDED = {"dlr": 3}  # of the others two
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with the label, hard or soft (Madry et al., arXiv:1706.06083)."""
 
+    formula: ClassVar[str] = "CE(f(x'), y)"
     y: Targets
 
     def __call__(self, logits: Logits) -> PerImage:
@@ -27,6 +29,7 @@ class CrossEntropy:
 class Margin:
     """max_{j≠y} o_j - o_y (Carlini & Wagner, arXiv:1608.04644, without the cut at κ)."""
 
+    formula: ClassVar[str] = "max_j≠y f_j(x') - f_y(x')"
     y: Targets
 
     def __call__(self, logits: Logits) -> PerImage:
@@ -34,9 +37,24 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class DLR:
+    """The difference of logits ratio (Croce & Hein, arXiv:2003.01690), which no scale of the logits changes.
+
+    Untargeted, so three classes are enough; the targeted form, which needs four, is AutoAttack's alone.
+    """
+
+    formula: ClassVar[str] = "(max_j≠y f_j(x') - f_y(x')) / (f_1st(x') - f_3rd(x'))"
+    y: Targets
+
+    def __call__(self, logits: Logits) -> PerImage:
+        return functional.dlr_per_image(logits, self.y)
+
+
+@dataclass(frozen=True)
 class KL:
     """KL from the natural prediction (TRADES, arXiv:1901.08573). Its gradient is zero at the natural image itself."""
 
+    formula: ClassVar[str] = "KL(f(x) || f(x'))"
     natural_logits: Logits
 
     def __call__(self, logits: Logits) -> PerImage:
@@ -47,6 +65,7 @@ class KL:
 class IKL:
     """IKL from the natural prediction with both weights 1 (the attack of arXiv:2305.13948 on CIFAR-100)."""
 
+    formula: ClassVar[str] = "IKL(f(x), f(x'))"
     natural_logits: Logits
     class_weights: Logits
 
@@ -65,10 +84,17 @@ class ModelObjective:
         return self.measure(self.model(x))
 
 
+MEASURES: dict[str, Any] = {"ce": CrossEntropy, "kl": KL, "margin": Margin, "dlr": DLR, "ikl": IKL}
+
+
+def formula(inner: str) -> str:
+    """What the objective named `inner` measures, in one line, for people."""
+    return MEASURES[inner].formula
+
+
 def objective(inner: str, model: nn.Module, x: Images, y: Targets, class_weights: Logits | None) -> ModelObjective:
     """The objective named `inner` for one batch. Natural logits are computed once, without gradient, where needed."""
-    measures: dict[str, Any] = {"ce": CrossEntropy, "kl": KL, "margin": Margin, "ikl": IKL}
-    measure = measures[inner]
+    measure = MEASURES[inner]
     needed = {field.name for field in fields(measure)}
     values: dict[str, Any] = {"y": y, "class_weights": class_weights}
     if "natural_logits" in needed:

@@ -13,7 +13,7 @@ class PGDAT(Loss):
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083, eq. 2.1.
 
     Args:
-        inner: what the attack maximises, one of ce, kl, margin.
+        inner: what the attack maximises, one of ce, kl, margin, dlr.
         label_smoothing: ε of the cross-entropy that training minimises; the attack's labels stay as they are.
     """
 

@@ -26,7 +26,7 @@ class TRADES(Regularised):
     Args:
         beta: β, the paper's 1/λ.
         divergence: D, one of kl, reverse_kl, js, squared; see `advtrain.losses.divergences`.
-        inner: what the attack maximises, one of ce, kl, margin.
+        inner: what the attack maximises, one of ce, kl, margin, dlr.
         label_smoothing: ε of the natural cross-entropy.
         second_view_weight: weight of the regulariser on the second view; None for one view.
     """

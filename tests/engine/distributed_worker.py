@@ -12,6 +12,8 @@ import torch
 from toy import DATA, LOSSES, VARIANTS, network, trainer  # beside this file
 
 from advtrain import distributed
+from advtrain.attacks import Free
+from advtrain.losses import PGDAT
 
 
 def main() -> None:
@@ -25,6 +27,7 @@ def main() -> None:
                 run.fit()
         for name, parts in DATA.items():
             trainer(directory / name, epochs=5, **parts()).fit()
+        trainer(directory / "free", network(), loss=PGDAT(), attack=Free(eps=0.05, replays=5), epochs=1).fit()
 
 
 if __name__ == "__main__":

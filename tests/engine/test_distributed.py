@@ -37,9 +37,10 @@ def curves(directory: Path, processes: int) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = curves(tmp_path / "one", 1), curves(tmp_path / "two", 2)
-    # every loss without BatchNorm, where settings vary, too, and again with synchronised BatchNorm; two views, mixing
+    # every loss without BatchNorm, where settings vary, too, and again with synchronised BatchNorm; two views,
+    # mixing, free adversarial training
     names = {f"{name}{suffix}" for name in choices("loss") for suffix in ("", "-norm")}
-    assert names | VARIANTS.keys() | DATA.keys() == one.keys() == two.keys()
+    assert names | VARIANTS.keys() | DATA.keys() | {"free"} == one.keys() == two.keys()
     for name, curve in one.items():
         assert len(curve) == 20
         assert two[name] == pytest.approx(curve, rel=1e-5), name

@@ -59,9 +59,10 @@ def linear_problem(num_classes: int, norm: str = "linf", n: int = 60) -> Problem
     logits = logits + bias
     y = logits.argmax(1)
     y[::7] = (y[::7] + 1) % num_classes  # some are misclassified from the start
-    eps = {"linf": 0.006, "l2": 0.04}[norm]
+    eps = {"linf": 0.006, "l2": 0.04, "l1": 0.1}[norm]
     differences = weight[y].unsqueeze(1) - weight  # (n, classes, pixels)
-    length = differences.abs().sum(2) if norm == "linf" else differences.norm(dim=2)
+    dual = {"linf": 1, "l2": 2, "l1": torch.inf}[norm]
+    length = differences.norm(p=dual, dim=2)
     margins = logits.gather(1, y[:, None]) - logits
     own = nn.functional.one_hot(y, num_classes).bool()
     worst = (margins - eps * length).masked_fill(own, torch.inf).amin(1)

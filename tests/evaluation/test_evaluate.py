@@ -45,6 +45,10 @@ def test_autoattack_l2_truth(problem):
     check_autoattack(problem(10, "l2"))
 
 
+def test_autoattack_l1_truth(problem):
+    check_autoattack(problem(10, "l1"))
+
+
 def test_standard_version_truth(problem):
     check_autoattack(problem(5, n=40), autoattack=AutoAttackSettings())
 
@@ -59,6 +63,15 @@ def test_pgd_truth_and_evidence(problem, norm):
     assert result.pgd.correct == two.robust.sum()
     assert result.evidence.attack == "pgd"
     assert torch.equal(verdicts(result, two), two.robust)
+
+
+def test_pgd_l1_never_breaks_a_robust_image(problem):
+    """Near its optimum, which is a single pixel, L1 PGD moves between pixels, so it may miss some images."""
+    two = problem(2, "l1")
+    assert 10 < two.robust.sum() < two.clean.sum()
+    result = run(two, autoattack=AutoAttackSettings(enabled=False))
+    assert two.robust.sum() <= result.pgd.correct < two.clean.sum()
+    assert not (two.robust & ~verdicts(result, two)).any()
 
 
 def test_clean_only(problem):
