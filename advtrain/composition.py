@@ -11,6 +11,9 @@ from typing import Any
 from advtrain.config import config_dir, unknown_key
 from advtrain.types import SettingError
 
+# The block of an experiment that says where it comes from: see advtrain.evidence. No part of a run.
+EVIDENCE = "evidence"
+
 # Without one of these words the command line means the quickstart.
 RECIPE_GROUPS = ("experiment", "data", "model")
 
@@ -87,9 +90,12 @@ def plain(
     from omegaconf import OmegaConf
 
     OmegaConf.set_struct(config, False)
+    config.pop(EVIDENCE, None)
     folders = [folder for folder in (own_folder, config_dir()) if folder]
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    recipe_choices, recipe_settings = _recipe(str(chosen.get("experiment")), folders)
+    if any(key.partition(".")[0] == EVIDENCE for key in given):
+        raise SettingError("evidence: expected no override, since it describes the recipe and not a run; remove it")
+    recipe_choices, recipe_settings = recipe(str(chosen.get("experiment")), folders)
     for group, choice in recipe_choices.items():
         if group in chosen and chosen[group] != choice:
             own = own_settings(group, str(chosen[group]), folders)
@@ -103,14 +109,15 @@ def plain(
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
 
 
-def _recipe(experiment: str, folders: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
+def recipe(experiment: str, folders: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
     """What an experiment (and those it builds on) chooses in each group, and what it sets."""
     content = _yaml("experiment", experiment, folders)
+    content.pop(EVIDENCE, None)
     chosen: dict[str, str] = {}
     settings: dict[str, Any] = {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            below = _recipe(entry, folders)
+            below = recipe(entry, folders)
             chosen, settings = chosen | below[0], _merged(settings, below[1])
         elif isinstance(entry, dict):
             for key, value in entry.items():

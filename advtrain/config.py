@@ -5,7 +5,7 @@ checks the numbers. Importing this file is cheap; Hydra is imported when somethi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -135,12 +135,15 @@ def typed(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: the dotted place of the values in the configuration, for messages.
 
     Raises:
-        SettingError: a key is unknown, or a value has the wrong type or range.
+        SettingError: a key is unknown or missing, or a value has the wrong type or range.
     """
     hints = get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise SettingError(unknown_key(where, unknown[0], list(hints)))
+    for known in fields(cast(Any, cls)):
+        if known.name not in values and known.default is MISSING and known.default_factory is MISSING:
+            raise SettingError(f"{where}.{known.name}: expected a value, got none; add it")
     return cls(**{key: _typed_value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 

@@ -16,8 +16,9 @@ from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
 from advtrain.losses.ikl import IKL
 from advtrain.losses.kl import KL
+from advtrain.losses.mart import MART
 from advtrain.losses.pgd_at import PGDAT
 from advtrain.losses.standard import Standard
 from advtrain.losses.trades import TRADES
 
-__all__ = ["DKL", "GKL", "IKL", "KL", "PGDAT", "TRADES", "ClassPrior", "Loss", "Standard", "functional"]
+__all__ = ["DKL", "GKL", "IKL", "KL", "MART", "PGDAT", "TRADES", "ClassPrior", "Loss", "Standard", "functional"]

@@ -10,7 +10,7 @@ from advtrain.attacks import PGD
 from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
 from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
-from advtrain.losses import DKL, GKL, IKL, KL, PGDAT, TRADES, Standard
+from advtrain.losses import DKL, GKL, IKL, KL, MART, PGDAT, TRADES, Standard
 
 
 class Toy(ArrayDataset):
@@ -38,6 +38,7 @@ LOSSES = {
     "standard": lambda: Standard(),
     "pgd_at": lambda: PGDAT(),
     "trades": lambda: TRADES(),
+    "mart": lambda: MART(),
     "kl": lambda: KL(),
     "dkl": lambda: DKL(),
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),

@@ -52,6 +52,9 @@ def expected(name: str, m: Tensor, n: Tensor, y: Tensor, prior: Tensor) -> Tenso
             total = total - log_n[y[i]]
         elif name in ("trades", "kl"):
             total = total + ce + (6 if name == "trades" else 9) * kl
+        elif name == "mart":
+            rest = 1 - log_n.exp()[torch.arange(10) != y[i]].max()
+            total = total - log_n[y[i]] - rest.log() + 5 * kl * (1 - s_m[y[i]])
         elif name == "dkl":
             total = total + ce + 20 * pairs(s_m.detach(), m[i], n[i].detach()) + 4 * soft
         elif name == "ikl":
