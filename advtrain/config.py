@@ -173,6 +173,8 @@ def unknown_key(where: str, key: str, valid: Sequence[str]) -> str:
 
 
 OUR_TARGETS = ("advtrain.",)
+# Settings of our models that say how training starts and runs, not what the network is; with the values of neither.
+START_SETTINGS = {"pretrained": False, "weights": None, "new_head": False, "gradient_checkpointing": False}
 
 
 def build(config: Mapping[str, Any], *, trusted: bool = True) -> Any:
@@ -199,6 +201,12 @@ def build(config: Mapping[str, Any], *, trusted: bool = True) -> Any:
         return instantiate(dict(config), _convert_="all")
     except InstantiationException as error:
         raise _setting_error(target, error) from error
+
+
+def architecture_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model whose weights come from elsewhere: nothing is read, downloaded or recomputed for it."""
+    ours = str(model.get("_target_")).startswith(OUR_TARGETS)
+    return {key: START_SETTINGS.get(key, value) if ours else value for key, value in model.items()}
 
 
 def _setting_error(target: str, error: Exception) -> SettingError:

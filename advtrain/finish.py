@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from advtrain import checks
-from advtrain.config import ThreatSettings, build, typed
+from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
@@ -68,7 +68,7 @@ def export_and_verify(
         return None
     checkpoint = directory / "checkpoints" / f"{record['source']['checkpoint']}.pt"
     model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=trusted)
-    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
+    arguments = {key: value for key, value in architecture_of(config["model"]).items() if key != "_target_"}
     bundle = export_bundle(
         model,
         model_target=config["model"]["_target_"],

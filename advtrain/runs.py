@@ -8,13 +8,14 @@ from torch import nn
 
 import advtrain
 from advtrain import distributed
-from advtrain.config import ThreatSettings, TrainerSettings, build, typed
+from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console, duration
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
+from advtrain.models.weights import check_weights_file
 from advtrain.random import stream_seed
 from advtrain.types import SettingError
 
@@ -62,6 +63,7 @@ def train_run(config: dict[str, Any], name: str) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
+    check_start(_model_config(config["model"], directory))
     if distributed.is_main():
         directories.claim(directory, config)
     with distributed.process_group(device):
@@ -82,11 +84,28 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     """
     data = parts["data"]
     torch.manual_seed(stream_seed(config["seed"], "weights"))
-    model = build(config["model"])
+    model = build(_model_config(config["model"], directory))
     check_model(model, data.image_shape, data.num_classes)
     groups = {group: parts[group] for group in PARTS}
     ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **groups)
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
+
+
+def check_start(model: dict[str, Any]) -> None:
+    """Confirms that the weights which a model of ours starts from are there.
+
+    Raises:
+        SettingError: they are not.
+    """
+    if model["_target_"].startswith(OUR_TARGETS) and model.get("weights") is not None:
+        check_weights_file(model["weights"])
+
+
+def _model_config(model: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A run that resumes has its weights: those that it once started from are not read again, and may be gone."""
+    if not (directory / "checkpoints" / "last.pt").is_file():
+        return model
+    return architecture_of(model) | {key: model[key] for key in ("gradient_checkpointing",) if key in model}
 
 
 def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -101,7 +120,7 @@ def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(1, *image_shape))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm asserts its image size
         reason = str(error).split("\n")[0]
         raise SettingError(
             f"model: expected one that takes {shape} images, got an error ({reason}); {remedy}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advtrain.composition import choices, own_settings
-from advtrain.config import build, config_dir
+from advtrain.config import architecture_of, build, config_dir
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.types import SettingError
@@ -65,7 +65,7 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
 def averaged_model(config: dict[str, Any], path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
     """The averaged model of a checkpoint, in float32 and eval mode."""
     state = checkpoints.load(path, device)
-    model = build(config["model"], trusted=trusted).to(device)
+    model = build(architecture_of(config["model"]), trusted=trusted).to(device)
     model.load_state_dict(state["averaged"])
     return model.float().eval()
 

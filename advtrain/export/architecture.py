@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from advtrain.models import Normalize
+from advtrain.models import Normalize, preact_resnet, resnet
+from advtrain.models.conv_stem import ConvStem
+from advtrain.models.libraries import IMAGENET_MEAN, IMAGENET_STD
 from advtrain.types import SettingError
 
 ZOO = "robustbench.model_zoo.architectures"
@@ -62,6 +64,8 @@ def describe(target: str, arguments: Mapping[str, Any], model: nn.Module, datase
     bound.apply_defaults()
     if target in LIBRARIES:
         return _from_library(LIBRARIES[target], bound.arguments, model, dataset)
+    if target == "advtrain.models.conv_stem_model":
+        return _conv_stem(bound.arguments, model, dataset)
     return _from_source(target, factory, bound.arguments, dataset)
 
 
@@ -75,7 +79,7 @@ def _find(target: str) -> Any:
 
 def _from_source(target: str, factory: Any, arguments: Mapping[str, Any], dataset: str | None) -> Architecture:
     word = factory.__name__
-    source = Path(inspect.getfile(factory)).read_text(encoding="utf-8")
+    source = _source_of(factory)
     _check_standalone(target, source)
     ours = target == f"advtrain.models.{word}"
     loads = dataset in ("cifar10", "cifar100")  # its ImageNet loader puts `model.` in front of every name
@@ -98,14 +102,44 @@ def _from_library(library: str, arguments: Mapping[str, Any], model: nn.Module, 
     else:
         name = arguments["name"]
         imported, call = "import timm", f"timm.create_model({name!r}, num_classes={classes})"
-    wrapper = next(module for module in model.modules() if isinstance(module, Normalize))
-    mean, std = _floats(wrapper.mean), _floats(wrapper.std)
-    source = Path(inspect.getfile(Normalize)).read_text(encoding="utf-8")
-    source += f"\n\ndef build():\n    {imported}\n\n    return Normalize({call}, mean={mean}, std={std})\n"
+    mean, std = _statistics(model)
+    source = _source_of(Normalize) + _build(imported, call, mean, std)
     zoo_import = f"{imported}\nfrom {ZOO}.utils_architectures import normalize_model"
     zoo_call = f"normalize_model({call}, {mean}, {std})"
     # Of RobustBench's loaders only the one for ImageNet puts back the `model.` that it cuts off.
     return Architecture(name, source, "build", {}, zoo_import, zoo_call, library, dataset == "imagenet")
+
+
+def _conv_stem(arguments: Mapping[str, Any], model: nn.Module, dataset: str | None) -> Architecture:
+    body, classes, (mean, std) = arguments["name"], arguments["num_classes"], _statistics(model)
+    name, word = CONV_STEMS[body]
+    call = f"with_conv_stem(timm.create_model({body!r}, num_classes={classes}), {body!r})"
+    source = f"{_source_of(ConvStem)}\n\n{_source_of(Normalize)}" + _build("import timm", call, mean, std)
+    zoo_import, zoo_call, library = "from architecture import build", "build()", "timm"
+    inside = (IMAGENET_MEAN, IMAGENET_STD) if body.startswith("deit") else None  # what RobustBench's model has inside
+    if classes == 1000 and inside in (None, (mean, std)):
+        zoo_import, zoo_call = (
+            f"from {ZOO}.convstem_models import get_convstem_models",
+            f"get_convstem_models({word!r})",
+        )
+        library = "robustbench"
+        if inside is None:
+            zoo_import += f"\nfrom {ZOO}.utils_architectures import normalize_model"
+            zoo_call = f"normalize_model({zoo_call}, {mean}, {std})"
+    return Architecture(name, source, "build", {}, zoo_import, zoo_call, library, dataset == "imagenet")
+
+
+def _build(imported: str, call: str, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    return f"\n\ndef build():\n    {imported}\n\n    return Normalize({call}, mean={mean}, std={std})\n"
+
+
+def _source_of(part: Any) -> str:
+    return Path(inspect.getfile(part)).read_text(encoding="utf-8")
+
+
+def _statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    wrapper = next(module for module in model.modules() if isinstance(module, Normalize))
+    return _floats(wrapper.mean), _floats(wrapper.std)
 
 
 def _floats(values: Any) -> tuple[float, ...]:
@@ -129,10 +163,15 @@ def _check_standalone(target: str, source: str) -> None:
 # What RobustBench's class of the same name is called with; None where it lacks the variant. Each takes every argument
 # of our class, so that a new one cannot be forgotten.
 def _preact_resnet(*, num_classes: int, depth: int, bn_before_fc: bool, out_shortcut: bool) -> tuple[str, str] | None:
-    blocks = {18: "[2, 2, 2, 2]", 34: "[3, 4, 6, 3]"}[depth]
     flags = f"bn_before_fc={bn_before_fc}, out_shortcut={out_shortcut}"
-    call = f"PreActResNet(PreActBlock, {blocks}, num_classes={num_classes}, {flags})"
+    call = f"PreActResNet(PreActBlock, {list(preact_resnet.BLOCKS[depth])}, num_classes={num_classes}, {flags})"
     return f"from {ZOO}.resnet import PreActBlock, PreActResNet", call
+
+
+def _resnet(*, num_classes: int, depth: int) -> tuple[str, str] | None:
+    block = "BasicBlock" if depth < 50 else "Bottleneck"
+    call = f"ResNet({block}, {list(resnet.BLOCKS[depth])}, num_classes={num_classes})"
+    return f"from {ZOO}.resnet import {block}, ResNet", call
 
 
 def _wide_resnet(*, num_classes: int, depth: int, widen_factor: int, activation: str) -> tuple[str, str] | None:
@@ -154,9 +193,24 @@ def _dm_wide_resnet(
     return f"{first}from {ZOO}.dm_wide_resnet import {imported}", call
 
 
-ZOO_CLASSES = {"PreActResNet": _preact_resnet, "WideResNet": _wide_resnet, "DMWideResNet": _dm_wide_resnet}
+ZOO_CLASSES = {
+    "PreActResNet": _preact_resnet,
+    "ResNet": _resnet,
+    "WideResNet": _wide_resnet,
+    "DMWideResNet": _dm_wide_resnet,
+}
 NAMES = {
     "PreActResNet": "PreActResNet-{depth}",
+    "ResNet": "ResNet-{depth}",
     "WideResNet": "WideResNet-{depth}-{widen_factor}",
     "DMWideResNet": "WideResNet-{depth}-{width}",
+}
+# By the body's name in timm: how leaderboards write it, and RobustBench's word.
+CONV_STEMS = {
+    "convnext_tiny": ("ConvNeXt-T + ConvStem", "convnext_t_cvst"),
+    "convnext_small": ("ConvNeXt-S + ConvStem", "convnext_s_cvst"),
+    "convnext_base": ("ConvNeXt-B + ConvStem", "convnext_b_cvst"),
+    "convnext_large": ("ConvNeXt-L + ConvStem", "convnext_l_cvst"),
+    "deit_small_patch16_224": ("ViT-S + ConvStem", "vit_s_cvst"),
+    "vit_base_patch16_224": ("ViT-B + ConvStem", "vit_b_cvst"),
 }

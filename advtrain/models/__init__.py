@@ -1,24 +1,31 @@
 """Networks. All take images in [0, 1] and normalise inside, if at all; RobustBench loads the state dicts strictly.
 
 The files of the architectures import nothing but PyTorch: an exported bundle carries its file as it is. torchvision and
-timm are imported when one of their models is built.
+timm are imported when one of their models is built. `load_weights` and `checkpoint_blocks` work on any model.
 """
 
 from advtrain.models.dm_wide_resnet import DMWideResNet
-from advtrain.models.libraries import resnet_50, timm_model
+from advtrain.models.gradient_checkpointing import checkpoint_blocks
+from advtrain.models.libraries import conv_stem_model, resnet_50, timm_model
 from advtrain.models.normalize import Normalize
 from advtrain.models.preact_resnet import PreActResNet
 from advtrain.models.preact_resnet_small import SmallPreActResNet
+from advtrain.models.resnet import ResNet
 from advtrain.models.small_cnn import SmallCNN
+from advtrain.models.weights import load_weights
 from advtrain.models.wide_resnet import WideResNet
 
 __all__ = [
     "DMWideResNet",
     "Normalize",
     "PreActResNet",
+    "ResNet",
     "SmallCNN",
     "SmallPreActResNet",
     "WideResNet",
+    "checkpoint_blocks",
+    "conv_stem_model",
+    "load_weights",
     "resnet_50",
     "timm_model",
 ]

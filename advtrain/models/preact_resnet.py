@@ -49,7 +49,7 @@ class PreActResNet(nn.Module):
         super().__init__()
         if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"model.num_classes: expected an integer of at least 1, got {num_classes!r}; count them")
-        if depth not in BLOCKS:
+        if type(depth) is not int or depth not in BLOCKS:
             raise ValueError(f"model.depth: expected 18 or 34, got {depth!r}; choose one of them")
         for name, value in {"bn_before_fc": bn_before_fc, "out_shortcut": out_shortcut}.items():
             if type(value) is not bool:

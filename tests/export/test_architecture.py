@@ -29,6 +29,14 @@ def built_from_text(architecture: Architecture) -> nn.Module:
             "PreActResNet(PreActBlock, [2, 2, 2, 2], num_classes=10, bn_before_fc=True, out_shortcut=True)",
         ),
         (
+            "PreActResNet",
+            {"depth": 34, "num_classes": 100},
+            "PreActResNet-34",
+            "PreActResNet(PreActBlock, [3, 4, 6, 3], num_classes=100, bn_before_fc=True, out_shortcut=True)",
+        ),
+        ("ResNet", {"depth": 34}, "ResNet-34", "ResNet(BasicBlock, [3, 4, 6, 3], num_classes=10)"),
+        ("ResNet", {"depth": 50}, "ResNet-50", "ResNet(Bottleneck, [3, 4, 6, 3], num_classes=10)"),
+        (
             "WideResNet",
             {"depth": 34, "widen_factor": 10, "num_classes": 100},
             "WideResNet-34-10",
@@ -82,6 +90,48 @@ def test_libraries() -> None:
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(x), other(x))
     assert not describe("advtrain.models.timm_model", arguments, model, "cifar10").loads_in_robustbench
+
+
+@pytest.mark.parametrize(
+    ("body", "statistics", "classes", "name", "call"),
+    [
+        (
+            "convnext_tiny",
+            {},
+            1000,
+            "ConvNeXt-T + ConvStem",
+            "normalize_model(get_convstem_models('convnext_t_cvst'), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))",
+        ),
+        (
+            "deit_small_patch16_224",
+            {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+            1000,
+            "ViT-S + ConvStem",
+            "get_convstem_models('vit_s_cvst')",
+        ),
+        ("deit_small_patch16_224", {}, 1000, "ViT-S + ConvStem", "build()"),
+        ("convnext_tiny", {}, 7, "ConvNeXt-T + ConvStem", "build()"),
+    ],
+)
+def test_conv_stems(body: str, statistics: dict, classes: int, name: str, call: str) -> None:
+    arguments = {"name": body, "num_classes": classes, **statistics}
+    mean, std = statistics.get("mean", (0, 0, 0)), statistics.get("std", (1, 1, 1))
+    model = models.Normalize(nn.Identity(), mean=mean, std=std)
+    found = describe("advtrain.models.conv_stem_model", arguments, model, "imagenet")
+    library = "timm" if call == "build()" else "robustbench"
+    assert (found.name, found.zoo_call, found.library, found.loads_in_robustbench) == (name, call, library, True)
+    assert ("from architecture import build" in found.zoo_import) == (call == "build()")
+    assert "advtrain" not in found.source
+
+
+def test_a_conv_stems_text_builds_it() -> None:
+    pytest.importorskip("timm")
+    arguments = {"name": "convnext_tiny", "num_classes": 7}
+    model = models.conv_stem_model(**arguments).eval()
+    other = built_from_text(describe("advtrain.models.conv_stem_model", arguments, model, "imagenet")).eval()
+    other.load_state_dict(model.state_dict(), strict=True)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), other(x))
 
 
 def test_torchvision() -> None:

@@ -70,6 +70,7 @@ def test_robustbench_builds_the_other_classes(evaluated: Evaluated, tmp_path: Pa
     for target, arguments, found_class in (
         ("DMWideResNet", {"depth": 10, "width": 1}, "robustbench.model_zoo.architectures.dm_wide_resnet.DMWideResNet"),
         ("PreActResNet", {}, "robustbench.model_zoo.architectures.resnet.PreActResNet"),
+        ("ResNet", {}, "robustbench.model_zoo.architectures.resnet.ResNet"),
         ("SmallPreActResNet", {"width": 2}, "architecture.SmallPreActResNet"),
     ):
         run = evaluated(f"advtrain.models.{target}", arguments, **CIFAR)

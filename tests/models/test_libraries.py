@@ -1,6 +1,7 @@
 """torchvision's and timm's models take images in [0, 1] and standardise them inside."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from advtrain.models import Normalize, resnet_50, timm_model
+from advtrain.models import Normalize, conv_stem_model, resnet_50, timm_model
+from advtrain.models.conv_stem import ChannelNorm, ConvStem
 from advtrain.types import SettingError
 
 
@@ -46,6 +48,43 @@ def test_timm_models_bring_their_statistics(name: str) -> None:
     assert model.eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)
 
 
+@pytest.mark.parametrize("name", ["convnext_tiny", "deit_small_patch16_224"])
+def test_a_conv_stem_takes_the_place_of_the_patches(name: str) -> None:
+    pytest.importorskip("timm")
+    model = conv_stem_model(name=name, num_classes=3).eval()
+    side = 224 if "224" in name else 64
+    stem = next(module for module in model.modules() if isinstance(module, ConvStem))
+    assert stem(torch.rand(1, 3, side, side)).shape[2] == side // (16 if "224" in name else 4)
+    assert not [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.stride != (2, 2)]
+    x = torch.rand(1, 3, side, side)
+    assert torch.equal(model(x), model.model(x))  # no normalisation unless it is asked for
+
+
+def test_channel_norm_standardises_each_pixel() -> None:
+    norm, x = ChannelNorm(6).double(), torch.rand(2, 6, 3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1, 7))
+        norm.bias.copy_(torch.arange(6))
+    for n, i, j in ((0, 0, 0), (1, 2, 1)):
+        pixel = x[n, :, i, j]
+        z = (pixel - pixel.mean()) / (pixel.var(correction=0) + 1e-6).sqrt()
+        assert_close(norm(x)[n, :, i, j], z * torch.arange(1, 7) + torch.arange(6))
+
+
+def test_conv_stems_exist_for_some_bodies_only() -> None:
+    with pytest.raises(SettingError, match=r"model\.name: expected one of convnext_tiny, .*got 'resnet18'"):
+        conv_stem_model(name="resnet18")
+
+
+def test_timm_starts_from_a_file(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    original = timm.create_model("resnet10t", num_classes=5)
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    model = timm_model(name="resnet10t", num_classes=5, weights=str(tmp_path / "weights.pth"))
+    started = model.model.state_dict()
+    assert all(torch.equal(value, started[name]) for name, value in original.state_dict().items())
+
+
 def test_timm_absent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(SettingError, match=r"model=timm: expected the package timm.*pip install 'advtrain\[timm\]'"):
@@ -60,6 +99,13 @@ def test_timm_absent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"name": 18}, r"model\.name: .*got 18"),
         ({"name": "%%%"}, r"model\.name: .*got '%%%'; see timm\.list_models"),
         ({"name": "resnet18", "num_classes": 0}, r"model\.num_classes: expected an integer"),
+        (
+            {"name": "resnet18", "pretrained": True, "weights": "a.pt"},
+            r"model\.pretrained=true: expected no model\.weights",
+        ),
+        ({"name": "resnet18", "new_head": True}, r"model\.new_head=true: expected model\.weights, got none"),
+        ({"name": "resnet18", "weights": "nowhere.pt"}, r"model\.weights: .*got 'nowhere\.pt'; no such file"),
+        ({"name": "resnet18", "gradient_checkpointing": 1}, r"model\.gradient_checkpointing: expected true or false"),
         ({"name": "resnet18", "pretrained": "no"}, r"model\.pretrained: expected true or false"),
     ],
 )

@@ -10,6 +10,7 @@ from advtrain import models
 
 SIZES = {
     models.PreActResNet: ("num_classes",),
+    models.ResNet: ("num_classes",),
     models.WideResNet: ("num_classes", "widen_factor"),
     models.DMWideResNet: ("num_classes", "width"),
     models.SmallPreActResNet: ("num_classes", "width", "blocks", "in_channels"),
@@ -18,6 +19,9 @@ SIZES = {
 }
 CASES = [
     (models.PreActResNet, "depth", 20, "18 or 34"),
+    (models.PreActResNet, "depth", 18.0, "18 or 34"),
+    (models.ResNet, "depth", 20, "18, 34, 50, 101 or 152"),
+    (models.ResNet, "depth", "18", "18, 34, 50, 101 or 152"),
     (models.PreActResNet, "bn_before_fc", "no", "true or false"),
     (models.PreActResNet, "out_shortcut", 1, "true or false"),
     (models.WideResNet, "depth", 30, "6 k"),

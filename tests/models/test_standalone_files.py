@@ -11,6 +11,7 @@ from advtrain import models
 
 SMALL = {
     "preact_resnet": ("PreActResNet", {"depth": 18}),
+    "resnet": ("ResNet", {"depth": 18}),
     "preact_resnet_small": ("SmallPreActResNet", {"width": 8}),
     "wide_resnet": ("WideResNet", {"depth": 10, "widen_factor": 1}),
     "dm_wide_resnet": ("DMWideResNet", {"depth": 10, "width": 1}),
@@ -28,6 +29,8 @@ for word, (name, arguments) in {small}.items():
     torch.save(logits.detach(), f"{{word}}.pt")
 names = runpy.run_path({folder!r} + "/normalize.py")
 names["Normalize"](torch.nn.Identity(), mean=(0.5,), std=(0.5,))(torch.ones(1, 1, 2, 2))
+names = runpy.run_path({folder!r} + "/conv_stem.py")
+names["ConvStem"]((4, 8), (2, 2), 16)(torch.ones(1, 3, 8, 8))
 """
 
 
@@ -39,7 +42,11 @@ def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_architecture_file_is_covered() -> None:
     files = {path.stem for path in FOLDER.glob("*.py")}
-    assert files == {*SMALL, "__init__", "normalize", "libraries"}  # the last imports advtrain and is not exported
+    parts, ours = (
+        {"normalize", "conv_stem"},
+        {"libraries", "weights", "gradient_checkpointing"},
+    )  # what no bundle carries
+    assert files == {*SMALL, *parts, *ours, "__init__"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def test_file_alone_builds_the_same_network(word: str, built: Path) -> None:
 
 def test_importing_models_leaves_the_libraries_alone(tmp_path: Path) -> None:
     root = str(FOLDER.parents[1])
-    heavy = "('torchvision', 'timm', 'hydra', 'omegaconf', 'robustbench')"
+    heavy = "('torchvision', 'timm', 'hydra', 'omegaconf', 'robustbench', 'safetensors')"
     program = f"import sys; sys.path.insert(0, {root!r}); import advtrain.models; "
     result = run(program + f"print([name for name in {heavy} if name in sys.modules])", tmp_path)
     assert result.stdout.strip() == "[]", result.stderr

@@ -1,5 +1,7 @@
 """Our classes and RobustBench's of the same name: one state dict, the same logits, in both directions."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,6 +17,8 @@ from torchvision.models import resnet50
 
 from advtrain import models
 from advtrain.config import config_dir
+from advtrain.export.architecture import CONV_STEMS
+from advtrain.models.conv_stem import STEMS
 
 Arguments = Mapping[str, Any]
 
@@ -31,11 +35,19 @@ def zoo(name: str) -> ModuleType:
     return module
 
 
+BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+
+
 def zoo_preact(a: Arguments) -> nn.Module:
     resnet = zoo("resnet")
-    blocks = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}[a["depth"]]
     switches = {name: a[name] for name in ("bn_before_fc", "out_shortcut")}
-    return resnet.PreActResNet(resnet.PreActBlock, blocks, num_classes=a["num_classes"], **switches)
+    return resnet.PreActResNet(resnet.PreActBlock, BLOCKS[a["depth"]], num_classes=a["num_classes"], **switches)
+
+
+def zoo_resnet(a: Arguments) -> nn.Module:
+    resnet = zoo("resnet")
+    block = resnet.BasicBlock if a["depth"] < 50 else resnet.Bottleneck
+    return resnet.ResNet(block, BLOCKS[a["depth"]], num_classes=a["num_classes"])
 
 
 def zoo_wide(a: Arguments) -> nn.Module:
@@ -52,6 +64,7 @@ def zoo_dm(a: Arguments) -> nn.Module:
 
 ZOO: dict[str, Callable[[Arguments], nn.Module]] = {
     "PreActResNet": zoo_preact,
+    "ResNet": zoo_resnet,
     "WideResNet": zoo_wide,
     "DMWideResNet": zoo_dm,
 }
@@ -153,6 +166,59 @@ def test_resnet_50_loads_where_robustbench_normalises() -> None:
     assert not difference.unexpected_keys
     assert set(difference.missing_keys) == {"normalize.mean", "normalize.std"}
     assert_same_logits(theirs, ours)
+
+
+DEPTHS = {101: "ResNet101", 152: "ResNet152"}  # no YAML of ours, but model.depth takes them
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_deeper_resnets_have_the_keys_of_robustbenchs(depth: int) -> None:
+    with torch.device("meta"):
+        ours, theirs = models.ResNet(depth=depth), getattr(zoo("resnet"), DEPTHS[depth])()
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+@pytest.fixture
+def zoo_conv_stem(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], nn.Module]:
+    """RobustBench's get_convstem_models, whose file imports one of its neighbours."""
+    pytest.importorskip("timm")
+    neighbour = "utils_architectures"
+    monkeypatch.setitem(sys.modules, f"robustbench.model_zoo.architectures.{neighbour}", zoo(neighbour))
+    monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # timm reads its values
+    return zoo("convstem_models").get_convstem_models
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """Without normalisation: of RobustBench's ConvStem models only the ViT-S has one."""
+    return model.get_submodule("model") if isinstance(model, nn.Sequential | models.Normalize) else model
+
+
+@pytest.mark.parametrize(("body", "side"), [("convnext_tiny", 64), ("deit_small_patch16_224", 224)])
+def test_conv_stems_load_strictly_in_both_directions_with_equal_logits(
+    body: str, side: int, zoo_conv_stem: Callable[[str], nn.Module]
+) -> None:
+    statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if side == 224 else {}
+    theirs, ours = zoo_conv_stem(CONV_STEMS[body][1]).eval(), models.conv_stem_model(name=body, **statistics).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, side, side, generator=generator)
+    with torch.no_grad():
+        for parameter in ours.parameters():  # the zeros and ones of LayerNorm and layer scale, too
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        inner(theirs).load_state_dict(inner(ours).state_dict(), strict=True)
+        assert_close(theirs(x), ours(x), atol=1e-4, rtol=1e-4)
+        for parameter in theirs.parameters():
+            parameter.mul_(0.9)
+        inner(ours).load_state_dict(inner(theirs).state_dict(), strict=True)
+        assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("body", STEMS)
+def test_every_conv_stem_has_robustbenchs_keys_and_shapes(body: str, zoo_conv_stem: Callable[[str], nn.Module]) -> None:
+    with torch.device("meta"):
+        theirs, ours = inner(zoo_conv_stem(CONV_STEMS[body][1])), inner(models.conv_stem_model(name=body))
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert not [key for key in shapes[0] if "module." in key or "model." in key]
 
 
 def count(model: nn.Module) -> int:

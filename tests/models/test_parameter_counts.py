@@ -1,0 +1,63 @@
+"""Every YAML of a published architecture has the number of parameters that was published."""
+
+import functools
+from typing import Any, cast
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from advtrain.config import build, config_dir
+
+# Of github.com/kuangliu/pytorch-cifar's classes with 10 classes, as torchsummary prints them. Its PreActResNets have no
+# BatchNorm before the last layer (two numbers per channel), and RobustBench's have the same keys as ours.
+CIFAR_10 = {
+    "resnet_18": 11_173_962,
+    "resnet_34": 21_282_122,
+    "resnet_50_cifar": 23_520_842,
+    "preact_resnet_18": 11_171_146 + 2 * 512,
+    "wrn_34_10": 46_160_474,  # Zagoruyko & Komodakis's formula, as in TRADES' code
+}
+# Millions, with 100 classes: Tian et al., "Contrastive Representation Distillation", ICLR 2020, and Zhao et al. (DKD).
+CIFAR_100 = {"wrn_16_2": 0.70, "wrn_40_1": 0.57, "wrn_40_2": 2.26, "resnet_50_cifar": 23.7}
+# Millions, with 1000 classes: timm's results tables (param_count), and for ConvStem Table 2 of arXiv:2303.01870.
+IMAGENET = {
+    "resnet_50": 25.56,
+    "vit_small": 22.05,
+    "vit_base": 86.57,
+    "deit_small": 22.05,
+    "convnext_tiny": 28.59,
+    "convnext_small": 50.22,
+    "convnext_base": 88.59,
+    "xcit_small": 26.25,
+    "convnext_tiny_convstem": 28.6,
+    "convnext_base_convstem": 88.8,
+    "vit_small_convstem": 22.8,
+    "vit_base_convstem": 87.1,
+}
+
+
+def count(word: str, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # timm reads its values
+    path = config_dir() / "model" / f"{word}.yaml"
+    merged = OmegaConf.create({"data": {"num_classes": num_classes}, "model": OmegaConf.load(path)})
+    config = cast(dict[str, Any], OmegaConf.to_container(merged.model, resolve=True))
+    if "name" in config:
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(config).parameters())
+
+
+@pytest.mark.parametrize("word", CIFAR_10)
+def test_cifar_10(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count(word, 10, monkeypatch) == CIFAR_10[word]
+
+
+@pytest.mark.parametrize(
+    ("word", "classes", "millions"),
+    [(word, 100, millions) for word, millions in CIFAR_100.items()]
+    + [(word, 1000, millions) for word, millions in IMAGENET.items()],
+)
+def test_published_millions(word: str, classes: int, millions: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = len(str(millions).partition(".")[2])
+    assert round(count(word, classes, monkeypatch) / 1e6, digits) == millions
