@@ -58,7 +58,10 @@ def test_the_papers_numbers(name: str) -> None:
 def test_two_real_steps(name: str, real_data: Path, tmp_path: Path) -> None:
     """The recipe as it is but for the batch, in its first epoch and in the first one with weight perturbation."""
     words = [f"experiment={name}", "trainer.batch_size=4", "trainer.precision=fp32"]
-    if name != "quickstart":
+    if name.startswith("imagenet"):
+        small = ("num_classes=10", "validation_size=100", "size=64", "resize=64", "workers=0")
+        words += [f"data.root={real_data / 'imagenet_small'}", *(f"data.{setting}" for setting in small)]
+    elif name != "quickstart":
         words += [f"data.root={real_data}", "data.download=false"]
     config = compose("train", words)
     parts = check_training(config)

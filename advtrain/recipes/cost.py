@@ -30,6 +30,7 @@ from advtrain.engine.numerics import numerics
 from advtrain.engine.step import TrainingStep
 from advtrain.recipes.evidence import evidence_of
 from advtrain.runs import dataset
+from advtrain.types import SettingError
 
 IMAGES = 2  # in the batch of the probe
 SIZE = 8  # pixels
@@ -63,12 +64,19 @@ def forward_flop(model: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
         image_shape: (channels, height, width).
     """
     config = {**model, "pretrained": False} if "pretrained" in model else model
-    with torch.device("meta"):
-        network = build(config).eval()
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            network(torch.zeros(1, *image_shape))
+    network = _on_meta(config).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.device("meta"):
+        network(torch.zeros(1, *image_shape))
     return counter.get_total_flops()
+
+
+def _on_meta(model: Mapping[str, Any]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(model)
+    except SettingError:  # timm's ConvNeXt reads tensors while it is built
+        return build(model).to("meta")
 
 
 def passes_of_epoch(config: Mapping[str, Any], epoch: int, channels: int = 3) -> float:
