@@ -76,3 +76,13 @@ def test_a_damaged_file_ends_a_run_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("advtrain: error: data.root: expected")
     assert "data/train/" in done.stderr and ".jpg" in done.stderr
+
+
+def test_the_page_quotes_the_record_of_decoding() -> None:
+    record = json.loads((ROOT / "results" / "benchmarks" / "decoding.json").read_text())
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    assert record["command"] in " ".join(page.split()) and record["git_commit"][:7] in page
+    for kind in record["results"].values():
+        for size in (64, 224):
+            for way in kind[f"to {size} pixels"].values():
+                assert f"{way['ms_per_image']:.3f} ms, {way['images_per_second_and_core']}/s" in page
