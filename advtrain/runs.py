@@ -152,6 +152,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             f"attack=none with loss {name}: expected an attack, since {name} trains on adversarial images; "
             "choose attack=pgd or loss=standard"
         )
+    loss.check_accumulation(settings.accumulation)
     if loss.needs_attack and attack.init == "none" and loss.inner_objective in ("kl", "ikl"):
         raise SettingError(
             f"attack.init=none with loss.inner={loss.inner_objective}: expected a start away from the image, where the "

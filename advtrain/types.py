@@ -12,6 +12,8 @@ from torch import Tensor
 Images = Float[Tensor, "n c h w"]  # pixels in [0, 1]
 Logits = Float[Tensor, "n k"]
 Labels = Int[Tensor, " n"]
+SoftLabels = Float[Tensor, "n k"]  # probabilities of the classes, of mixed images
+Targets = Labels | SoftLabels
 PerImage = Float[Tensor, " n"]
 Scalar = Float[Tensor, ""]
 

@@ -67,6 +67,7 @@ class TrainingStep:
         clip_norm: float | None,
         seed: int,
     ) -> None:
+        loss.check_accumulation(accumulation)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.numerics = numerics
         self.batch_size, self.accumulation = batch_size, accumulation

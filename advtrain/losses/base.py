@@ -1,14 +1,16 @@
 """The interface of a loss: what the attack maximises (`inner`) and what training minimises (`outer`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from advtrain import checks
 from advtrain.losses import objectives
-from advtrain.losses.functional import cross_entropy_per_image
-from advtrain.types import Images, Labels, Logits, Objective, Parts, SettingError
+from advtrain.types import Images, Logits, Objective, Parts, SettingError, Targets
+
+# What these maximise is defined for soft labels, too: ce by its sum over classes, kl and ikl because they need no
+# label. A margin has one true class; taking the largest of a mixed label would attack half of the image.
+SOFT_INNER = ("ce", "kl", "ikl")
 
 
 class Loss(nn.Module, ABC):
@@ -17,14 +19,24 @@ class Loss(nn.Module, ABC):
     Attributes:
         needs_attack: whether `outer` uses x_adv. A loss that does not is trained without an attack.
         inner_objective: the word for what the attack maximises, one of `objectives.INNER`.
+        weighs_pairs: whether the loss weighs pairs of classes, as inner=ikl does.
+        takes_soft_labels: whether `inner` and `outer` take labels of shape (N, C) from mixed images, with the settings
+            of this loss. Those that do not raise ValueError.
+        views: how many views of each image the rows of a batch hold; with 2 they are [view 1; view 2].
+        needs_whole_batch: whether `outer` must see all rows of this process in one pass (no accumulation), since it
+            normalises by what only the forward pass tells.
     """
 
     needs_attack = True
+    weighs_pairs = False
+    takes_soft_labels: bool = False
+    views: int = 1
+    needs_whole_batch: bool = False
 
     def __init__(self, *, inner: str) -> None:
         super().__init__()
         self.inner_objective = checks.choice("loss.inner", inner, objectives.INNER)
-        if inner == "ikl" and not self.has_prior:
+        if inner == "ikl" and not self.weighs_pairs:
             name = type(self).__name__
             raise SettingError(
                 f"loss.inner: expected ce, kl or margin for {name}, which keeps no class prior, got 'ikl'; "
@@ -36,19 +48,32 @@ class Loss(nn.Module, ABC):
         """Whether the loss weighs classes by a `ClassPrior`."""
         return False
 
-    def class_weights(self, y: Labels) -> Logits | None:
+    def class_weights(self, y: Targets) -> Logits | None:
         """The prior's rows for the labels, shape (N, C), where the loss keeps a prior."""
         return None
 
-    def inner(self, model: nn.Module, x: Images, y: Labels) -> Objective:
+    def inner(self, model: nn.Module, x: Images, y: Targets) -> Objective:
         """What the attack maximises for this batch: images → loss per image. Uses the model in the mode it is in."""
         return objectives.objective(self.inner_objective, model, x, y, self.class_weights(y))
 
     @abstractmethod
-    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
+    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Targets) -> tuple[Tensor, Parts]:
         """What training minimises: a scalar, and its named terms and accuracies, detached, for the log."""
 
-    def start_batch(self, y: Labels) -> None:
+    def check_accumulation(self, accumulation: int) -> None:
+        """Confirms that the rows of a process may go through the model in so many passes.
+
+        Raises:
+            SettingError: they may not.
+        """
+        if self.needs_whole_batch and accumulation > 1:
+            raise SettingError(
+                f"trainer.accumulation: expected 1 for {type(self).__name__} with loss.global_weights=false, whose "
+                f"normaliser is known only after the whole batch went through the model, got {accumulation}; "
+                "set loss.normaliser=sample, loss.global_weights=true or trainer.accumulation=1"
+            )
+
+    def start_batch(self, y: Targets) -> None:
         """Called with the labels of every row that this process adds to the coming optimiser step, before its passes.
 
         For losses that normalise over the whole batch, which may be spread over processes and accumulation passes.
@@ -68,26 +93,24 @@ class Loss(nn.Module, ABC):
         """The loss in one line, for people: shown when a run starts."""
 
 
-def accuracies(y: Labels, natural_logits: Tensor | None = None, adversarial_logits: Tensor | None = None) -> Parts:
-    """Fractions of the batch that are classified correctly, as scalars on the device (no synchronisation)."""
+def smoothing(value: float) -> float:
+    """The setting `loss.label_smoothing` ε, from 0 to 1; see `functional.cross_entropy_per_image`."""
+    return checks.number("loss.label_smoothing", value, low=0, high=1)
+
+
+def ce_formula(images: str, label_smoothing: float) -> str:
+    """The cross-entropy on `images` for `Loss.formula`."""
+    labels = f"(1 - {label_smoothing:g}) y + {label_smoothing:g}/C" if label_smoothing else "y"
+    return f"CE(f({images}), {labels})"
+
+
+def accuracies(y: Targets, natural_logits: Tensor | None = None, adversarial_logits: Tensor | None = None) -> Parts:
+    """Fractions of the batch that are classified correctly, as scalars on the device (no synchronisation).
+
+    Of a soft label the largest entry counts as the true class.
+    """
+    true = y.argmax(1) if y.is_floating_point() else y
     named = {"clean_accuracy": natural_logits, "robust_accuracy": adversarial_logits}
     return {
-        name: (logits.detach().argmax(1) == y).float().mean() for name, logits in named.items() if logits is not None
+        name: (logits.detach().argmax(1) == true).float().mean() for name, logits in named.items() if logits is not None
     }
-
-
-def regularised(
-    model: nn.Module, x: Images, x_adv: Images, y: Labels, name: str, regulariser: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Parts]:
-    """CE(f(x), y) + regulariser(f(x), f(x')), the form of every loss of the TRADES and KL families.
-
-    Two forward passes, adversarial images first: each has its own BatchNorm statistics, and the natural ones are the
-    last to enter the running averages (as in the published TRADES and IKL code).
-    """
-    adversarial_logits = model(x_adv)
-    natural_logits = model(x)
-    ce = cross_entropy_per_image(natural_logits, y).mean()
-    regularisation = regulariser(natural_logits, adversarial_logits)
-    total = ce + regularisation
-    parts = {"loss": total.detach(), "ce": ce.detach(), name: regularisation.detach()}
-    return total, parts | accuracies(y, natural_logits, adversarial_logits)

@@ -2,10 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from advtrain import checks, distributed
-from advtrain.types import Labels, Logits
+from advtrain.losses.shapes import DenseLogits, Mask, hard_labels
+
+DenseLabels = Int[Tensor, "..."] | Float[Tensor, "..."]  # soft ones are refused in words
 
 
 class ClassPrior(nn.Module):
@@ -37,13 +40,33 @@ class ClassPrior(nn.Module):
         self.register_buffer("sums", torch.zeros(num_classes, num_classes, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
 
-    def forward(self, y: Labels) -> Logits:
-        """The rows of the labels `y`, shape (N, C), each summing to 1."""
-        return self.weights[y]
+    def forward(self, y: DenseLabels, class_dim: int = 1) -> DenseLogits:
+        """The rows of the labels `y`, shape (N,) → (N, C), each summing to 1.
+
+        For dense outputs, shape (N, …) → the logits' shape, with the classes in dimension `class_dim` (1 or -1). Labels
+        at masked positions must be class numbers, too: any will do, as 0 in `y.where(mask, 0)`.
+
+        Raises:
+            ValueError: the labels are soft.
+        """
+        rows = self.weights[hard_labels(y, "a class prior")]
+        return rows if rows.ndim == 2 else rows.movedim(-1, class_dim)
 
     @torch.no_grad()
-    def update(self, natural_logits: Logits, y: Labels) -> None:
-        """Adds a batch of this process: logits of shape (N, C) and labels of shape (N,)."""
+    def update(self, natural_logits: DenseLogits, y: DenseLabels, class_dim: int = 1, mask: Mask | None = None) -> None:
+        """Adds a batch of this process: logits of shape (N, C) and labels of shape (N,).
+
+        For dense outputs logits of shape (N, C, …) or (N, …, C), as `class_dim` says, and labels of shape (N, …), of
+        which only positions where `mask` is True count.
+
+        Raises:
+            ValueError: the labels are soft.
+        """
+        y = hard_labels(y, "a class prior")
+        if y.ndim > 1 or mask is not None:
+            natural_logits = natural_logits.movedim(class_dim, -1)
+            counted = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
+            natural_logits, y = natural_logits[counted], y[counted]
         probabilities = (natural_logits.to(self.sums.dtype) / self.temperature).softmax(1)
         members = F.one_hot(y, self.num_classes).to(self.sums.dtype)
         self.sums += members.T @ probabilities  # one matrix product, in a fixed order: deterministic on GPUs too

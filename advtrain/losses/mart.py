@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from advtrain import checks
 from advtrain.losses.base import Loss, accuracies
 from advtrain.losses.functional import cross_entropy_per_image, kl_per_image
-from advtrain.types import Images, Labels, Logits, Parts, PerImage
+from advtrain.losses.shapes import hard_labels
+from advtrain.types import Images, Logits, Parts, PerImage, Targets
 
 
 class MART(Loss):
@@ -14,7 +15,8 @@ class MART(Loss):
 
     Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", ICLR 2020, eq. 8 to 11.
     The natural images have no cross-entropy of their own. The published code adds 1e-4 inside the second logarithm of
-    the boosted cross-entropy, which caps it at 9.2; this is the formula of the paper, without a cap.
+    the boosted cross-entropy, which caps it at 9.2; this is the formula of the paper, without a cap. Its terms ask for
+    the strongest of the wrong classes and the probability of the true one: labels are whole numbers, not smoothed.
 
     Args:
         weight: λ (published code: beta).
@@ -25,8 +27,8 @@ class MART(Loss):
         super().__init__(inner=inner)
         self.weight = checks.number("loss.weight", weight, low=0)
 
-    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
-        # Adversarial images first, as in `regularised`: the natural statistics enter BatchNorm's averages last.
+    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Targets) -> tuple[Tensor, Parts]:
+        # Adversarial images first, as in `Regularised`: the natural statistics enter BatchNorm's averages last.
         adversarial_logits = model(x_adv)
         natural_logits = model(x)
         bce = boosted_cross_entropy_per_image(adversarial_logits, y).mean()
@@ -40,16 +42,16 @@ class MART(Loss):
         return f"CE(f(x'), y) - log(1 - max_j≠y p_j(x')) + {self.weight:g} (1 - p_y(x)) KL(f(x) || f(x'))"
 
 
-def boosted_cross_entropy_per_image(logits: Logits, y: Labels) -> PerImage:
+def boosted_cross_entropy_per_image(logits: Logits, y: Targets) -> PerImage:
     """-log p_y - log(1 - max_{j≠y} p_j) of each image, shape (N,) (MART, eq. 8).
 
     Raises:
-        ValueError: there are fewer than two classes.
+        ValueError: there are fewer than two classes, or the labels are soft.
     """
     if logits.shape[1] < 2:
         raise ValueError(f"expected logits of at least 2 classes, got shape {tuple(logits.shape)}")
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
-    own = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+    own = torch.nn.functional.one_hot(hard_labels(y, "MART"), logits.shape[1]).bool()
     strongest = log_p.detach().masked_fill(own, -torch.inf).argmax(1, keepdim=True)
     # 1 - p_k is the sum of the others. Formed so, it keeps its digits where p_k is close to 1.
     rest = log_p.scatter(1, strongest, -torch.inf).logsumexp(1)

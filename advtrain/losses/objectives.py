@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.losses import functional
-from advtrain.types import Images, Labels, Logits, PerImage
+from advtrain.types import Images, Logits, PerImage, Targets
 
 INNER = ("ce", "kl", "margin", "ikl")  # the words of loss.inner
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the label (Madry et al., arXiv:1706.06083)."""
+    """Cross-entropy with the label, hard or soft (Madry et al., arXiv:1706.06083)."""
 
-    y: Labels
+    y: Targets
 
     def __call__(self, logits: Logits) -> PerImage:
         return functional.cross_entropy_per_image(logits, self.y)
@@ -27,7 +27,7 @@ class CrossEntropy:
 class Margin:
     """max_{j≠y} o_j - o_y (Carlini & Wagner, arXiv:1608.04644, without the cut at κ)."""
 
-    y: Labels
+    y: Targets
 
     def __call__(self, logits: Logits) -> PerImage:
         return functional.margin_per_image(logits, self.y)
@@ -65,7 +65,7 @@ class ModelObjective:
         return self.measure(self.model(x))
 
 
-def objective(inner: str, model: nn.Module, x: Images, y: Labels, class_weights: Logits | None) -> ModelObjective:
+def objective(inner: str, model: nn.Module, x: Images, y: Targets, class_weights: Logits | None) -> ModelObjective:
     """The objective named `inner` for one batch. Natural logits are computed once, without gradient, where needed."""
     measures: dict[str, Any] = {"ce": CrossEntropy, "kl": KL, "margin": Margin, "ikl": IKL}
     measure = measures[inner]

@@ -2,23 +2,29 @@
 
 from torch import Tensor, nn
 
-from advtrain.losses.base import Loss, accuracies
+from advtrain.losses.base import Loss, accuracies, ce_formula, smoothing
 from advtrain.losses.functional import cross_entropy_per_image
-from advtrain.types import Images, Labels, Parts
+from advtrain.types import Images, Parts, Targets
 
 
 class Standard(Loss):
-    """CE(f(x), y). No attack is run, whichever is configured."""
+    """CE(f(x), y). No attack is run, whichever is configured.
+
+    Args:
+        label_smoothing: ε of the cross-entropy.
+    """
 
     needs_attack = False
+    takes_soft_labels = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__(inner="ce")
+        self.label_smoothing = smoothing(label_smoothing)
 
-    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
+    def outer(self, model: nn.Module, x: Images, x_adv: Images, y: Targets) -> tuple[Tensor, Parts]:
         logits = model(x)
-        total = cross_entropy_per_image(logits, y).mean()
+        total = cross_entropy_per_image(logits, y, self.label_smoothing).mean()
         return total, {"loss": total.detach(), **accuracies(y, natural_logits=logits)}
 
     def formula(self) -> str:
-        return "CE(f(x), y)"
+        return ce_formula("x", self.label_smoothing)

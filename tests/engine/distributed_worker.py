@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from toy import LOSSES, network, trainer  # beside this file
+from toy import LOSSES, VARIANTS, network, trainer  # beside this file
 
 from advtrain import distributed
 
@@ -17,7 +17,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with distributed.process_group(torch.device("cpu")):
         for norm in (False, True):
-            for name, loss in LOSSES.items():
+            for name, loss in (LOSSES if norm else LOSSES | VARIANTS).items():
                 place = directory / f"{name}{'-norm' if norm else ''}"
                 run = trainer(place, network(norm), loss=loss(), epochs=5, sync_batchnorm=norm)
                 run.fit()

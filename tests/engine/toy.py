@@ -45,6 +45,13 @@ LOSSES = {
     "gkl": lambda: GKL(num_classes=4, gamma=0.4),
 }
 
+# Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
+VARIANTS = {
+    "gkl_own": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False),
+    "gkl_sample": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False, normaliser="sample"),
+    "ikl_asymmetric": lambda: IKL(num_classes=4, break_asymmetry=False),
+}
+
 
 def network(norm: bool = False) -> nn.Module:
     """A small convolutional network, with or without BatchNorm."""

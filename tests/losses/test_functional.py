@@ -241,20 +241,20 @@ def test_a_row_of_zero_weights_is_harmless() -> None:
 @pytest.mark.usefixtures("without_type_checks")
 def test_wrong_shapes_and_powers_are_named() -> None:
     m, n = logits(2, 4), logits(2, 5)
-    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), got \(2, 4\), \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), .*got \(2, 4\), \(2, 5\)"):
         functional.kl(m, n)
     with pytest.raises(ValueError, match="gamma: expected a number of at least 0"):
         functional.gkl(m, m, weights(2, 4), gamma=-1)
 
 
-SHAPES = [((4, 3), (2, 3)), ((4, 3), (1, 3)), ((3,), (3,)), ((4, 3, 2), (4, 3, 2))]
+SHAPES = [((4, 3), (2, 3)), ((4, 3), (1, 3)), ((3,), (3,)), ((4, 3, 2), (4, 3, 1)), ((4, 3, 2), (4, 3))]
 
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", losses())
 @pytest.mark.parametrize(("natural", "adversarial"), SHAPES)
 def test_every_loss_refuses_logits_that_would_broadcast(name: str, natural: tuple, adversarial: tuple) -> None:
-    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), got") as error:
+    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), .*got") as error:
         losses()[name](torch.zeros(natural), torch.zeros(adversarial), torch.ones(natural))
     assert f"{natural}, {adversarial}" in str(error.value)
 
@@ -263,7 +263,7 @@ def test_every_loss_refuses_logits_that_would_broadcast(name: str, natural: tupl
 @pytest.mark.parametrize("name", ("ikl", "gkl"))
 @pytest.mark.parametrize("shape", ((3,), (1, 3), (4, 1), (4, 3, 3)))
 def test_class_weights_that_would_broadcast_are_refused(name: str, shape: tuple) -> None:
-    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), got"):
+    with pytest.raises(ValueError, match=r"expected tensors of one shape \(N, C\), .*got"):
         losses()[name](torch.zeros(4, 3), torch.zeros(4, 3), torch.ones(shape))
 
 
