@@ -87,6 +87,13 @@ def broadcast_object(value: object) -> object:
     return box[0]
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Gives every process the main one's buffers of `module`."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """Wraps `module` for gradient averaging when there are several processes; the module itself otherwise."""
     if not dist.is_initialized():

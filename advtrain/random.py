@@ -27,16 +27,20 @@ def seeded_generator(seed: int, *keys: int | str, device: torch.device | str = "
 
 @dataclass(frozen=True)
 class BatchRows:
-    """The rows of a global batch that this process holds; draws are made for all rows and cut to these."""
+    """The rows of a global batch that this process holds; draws are made for all rows and cut to these.
+
+    With several views of each image, a tensor holds the rows of the first view, then those of the second, and so on.
+    """
 
     generator: torch.Generator
     batch_size: int  # of the whole batch
     rows: slice
+    views: int = 1
 
     def part(self, rows: slice) -> "BatchRows":
-        """The same stream, cut to `rows` counted from this part's first row."""
+        """The same stream, cut to `rows` (of every view) counted from this part's first row."""
         first = self.rows.start
-        return BatchRows(self.generator, self.batch_size, slice(first + rows.start, first + rows.stop))
+        return BatchRows(self.generator, self.batch_size, slice(first + rows.start, first + rows.stop), self.views)
 
 
 Source = torch.Generator | BatchRows | None  # None: torch's global generator
@@ -55,7 +59,11 @@ def normal_like(x: Tensor, source: Source = None) -> Tensor:
 def _draw(distribution, x: Tensor, source: Source) -> Tensor:
     if not isinstance(source, BatchRows):
         return distribution(x.shape, generator=source, dtype=x.dtype, device=x.device)
-    if len(x) != source.rows.stop - source.rows.start:
-        raise ValueError(f"expected {source.rows} of the batch, got {len(x)} images; cut with BatchRows.part")
-    whole = (source.batch_size, *x.shape[1:])
-    return distribution(whole, generator=source.generator, dtype=x.dtype, device=x.device)[source.rows]
+    views = source.views
+    if len(x) != views * (source.rows.stop - source.rows.start):
+        raise ValueError(
+            f"expected {source.rows} of the batch, got {len(x)} images in {views} view(s); cut with BatchRows.part"
+        )
+    whole = (views, source.batch_size, *x.shape[1:])
+    drawn = distribution(whole, generator=source.generator, dtype=x.dtype, device=x.device)
+    return drawn[:, source.rows].flatten(0, 1)

@@ -9,12 +9,14 @@ from torch import nn
 import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
+from advtrain.data.base import Dataset
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console, duration
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
+from advtrain.losses import Loss
 from advtrain.models.weights import check_weights_file
 from advtrain.random import stream_seed
 from advtrain.types import SettingError
@@ -42,6 +44,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     _check_combination(parts, config)
     parts["data"] = dataset(config["data"], trusted=trusted)
     parts["data"].check()
+    _check_targets(parts["data"], parts["loss"])
     device_named(parts["trainer"].device)
     return parts
 
@@ -158,11 +161,37 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             f"attack.init=none with loss.inner={loss.inner_objective}: expected a start away from the image, where the "
             "gradient of that objective is zero; choose attack.init=uniform or loss.inner=ce"
         )
+    for group in ("weight_perturbation", "averaging"):
+        first = getattr(parts[group], "start_epoch", 1)  # not every choice has one
+        if first > settings.epochs:
+            raise SettingError(
+                f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
+                f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
+            )
     rows, rest = divmod(settings.batch_size, distributed.launched_processes())
     if rest or rows < settings.accumulation:
         raise SettingError(
             f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
             f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
+        )
+
+
+def _check_targets(data: Dataset, loss: Loss) -> None:
+    name = type(loss).__name__
+    if data.mix != "none" and not loss.takes_soft_labels:
+        raise SettingError(
+            f"data.mix={data.mix} with loss {name}: expected a loss that takes soft labels, which mixed images have; "
+            "choose data.mix=none, or loss=pgd_at loss.inner=ce (say)"
+        )
+    if data.second_view != "none" and loss.views == 1:
+        raise SettingError(
+            f"data.second_view={data.second_view} with loss {name} over one view: expected a loss that weighs two; "
+            "set loss.second_view_weight (loss=ikl, say, has it) or choose data.second_view=none"
+        )
+    if data.second_view == "none" and loss.views == 2:
+        raise SettingError(
+            f"loss.second_view_weight of loss {name} with data.second_view=none: expected data with a second view; "
+            "choose data.second_view=autoaugment (say) or loss.second_view_weight=null"
         )
 
 

@@ -13,7 +13,7 @@ for seed in 0 1 2; do
         echo "loss=$loss weight_perturbation=none seed=$seed"
     done
     for loss in trades ikl; do
-        echo "loss=$loss weight_perturbation=awp seed=$seed"
+        echo "loss=$loss weight_perturbation=awp weight_perturbation.start_epoch=1 seed=$seed"
     done
 done | xargs -P "${JOBS:-2}" -L 1 \
     python -m advtrain experiment=comparison_cifar10 run_root=runs/comparison_cifar10 "$@"

@@ -102,6 +102,17 @@ def test_normal_draws_have_mean_0_and_variance_1() -> None:
 
 
 @pytest.mark.parametrize("draw", DRAWS)
+def test_views_draw_for_themselves_whatever_the_cut(draw) -> None:
+    """A part of two views of 12 images holds its rows of view 1, then those of view 2."""
+    first, second = draw(torch.zeros(24, 3), BatchRows(seeded_generator(0), 12, slice(0, 12), views=2)).split(12)
+    assert not torch.isin(first, second).any()
+    for rows in (slice(0, 5), slice(5, 12)):
+        part = BatchRows(seeded_generator(0), 12, slice(0, 12), views=2).part(rows)
+        x = torch.zeros(2 * (rows.stop - rows.start), 3)
+        assert torch.equal(draw(x, part), torch.cat([first[rows], second[rows]]))
+
+
+@pytest.mark.parametrize("draw", DRAWS)
 def test_without_a_source_the_global_generator_draws(draw) -> None:
     x = torch.zeros(4)
     torch.manual_seed(1)

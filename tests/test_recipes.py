@@ -43,7 +43,8 @@ def test_the_papers_numbers(name: str) -> None:
     assert config["schedule"]["_target_"] == "advtrain.engine.Cosine" and config["schedule"]["per_epoch"]
     assert (config["trainer"]["epochs"], config["trainer"]["batch_size"]) == (200, 128)
     assert config["weight_perturbation"] == {"_target_": "advtrain.engine.AWP", "gamma": 0.005, "start_epoch": 10}
-    assert config["averaging"] == {"_target_": "advtrain.engine.EpochEMA", "decay": 0.9}
+    average = {"_target_": "advtrain.engine.EpochEMA", "decay": 0.9, "batchnorm": "averaged"}
+    assert config["averaging"] == config["averaging"] | average
     ce = 5.0 if "cifar100" in name else 4.0
     assert (config["loss"]["wmse_weight"], config["loss"]["ce_weight"], config["loss"]["temperature"]) == (
         20.0,

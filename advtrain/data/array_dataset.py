@@ -1,4 +1,4 @@
-"""What the datasets that fit in memory share: the held-out split, the loader, the cache of decoded arrays."""
+"""What datasets that fit in memory share: the held-out split, augmentation, the loader, the cache of decoded arrays."""
 
 from abc import abstractmethod
 from functools import cached_property
@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from advtrain import checks
-from advtrain.data.arrays import AUGMENTATIONS, ArrayLoader, ArraySplit, whole
+from advtrain.data.arrays import ArrayLoader, ArraySplit, Presentation, whole
+from advtrain.data.augmentations import WORDS, Augmentation, augmentation
+from advtrain.data.augmentations.placement import CROP_SHIFT
 from advtrain.data.base import SPLITS, Dataset, TrainLoader, held_out
+from advtrain.data.mixing import WORDS as MIXES
+from advtrain.data.mixing import mixing
+from advtrain.types import SettingError
 
 
 class ArrayDataset(Dataset):
@@ -18,18 +23,78 @@ class ArrayDataset(Dataset):
         num_classes: C.
         validation_size: training images held out for choosing checkpoints.
         split_seed: chooses them; independent of the run's seed, so that runs are compared on the same images.
-        augment: "crop_flip" or "none".
+        augment: what training images go through, one of `augmentations.WORDS`.
         padding: zero pixels on each side before the crop.
+        cutout_size: side of the square that "cutout" hides, in pixels.
+        randaugment_ops: operations per image of "randaugment".
+        randaugment_magnitude: their strength, 0 … 30.
+        mix: how pairs of images and their labels are mixed, one of `mixing.WORDS`; labels are then soft.
+        mix_alpha: the share of an image is drawn from Beta(mix_alpha, mix_alpha).
+        second_view: what a second view of every image goes through, one of `augmentations.WORDS`; "none" for one view.
     """
 
     def __init__(
-        self, *, num_classes: int | None, validation_size: int, split_seed: int, augment: str, padding: int
+        self,
+        *,
+        num_classes: int | None,
+        validation_size: int = 1000,
+        split_seed: int = 0,
+        augment: str = "crop_flip",
+        padding: int = 4,
+        cutout_size: int = 16,
+        randaugment_ops: int = 2,
+        randaugment_magnitude: int = 9,
+        mix: str = "none",
+        mix_alpha: float = 1.0,
+        second_view: str = "none",
     ) -> None:
         self.num_classes = num_classes
         self.validation_size = checks.integer("data.validation_size", validation_size, low=1)
         self.split_seed = checks.integer("data.split_seed", split_seed)
-        self.augment = checks.choice("data.augment", augment, AUGMENTATIONS)
+        self.augment = checks.choice("data.augment", augment, WORDS)
+        self.second_view = checks.choice("data.second_view", second_view, WORDS)
         self.padding = checks.integer("data.padding", padding, low=0)
+        self.cutout_size = checks.integer("data.cutout_size", cutout_size, low=1)
+        self.randaugment_ops = checks.integer("data.randaugment_ops", randaugment_ops, low=1)
+        self.randaugment_magnitude = checks.integer("data.randaugment_magnitude", randaugment_magnitude, low=0, high=30)
+        self.mix = checks.choice("data.mix", mix, MIXES)
+        self.mixing = mixing(mix, mix_alpha, num_classes)
+        if "none" not in (mix, second_view):
+            raise SettingError(
+                f"data.mix={mix} with data.second_view={second_view}: expected one of the two, since mixed images "
+                "have no second view; choose data.mix=none or data.second_view=none"
+            )
+
+    def check(self) -> None:
+        """Confirms that the augmentations fit the images; datasets add what they need."""
+        side = min(self.image_shape[1:])
+        for key, word in (("augment", self.augment), ("second_view", self.second_view)):
+            if word == "cutout" and self.cutout_size > side:
+                raise SettingError(
+                    f"data.cutout_size: expected at most the images' side of {side} pixels with data.{key}=cutout, "
+                    f"got {self.cutout_size}; lower it"
+                )
+            if word.startswith("idbh") and side <= CROP_SHIFT:
+                raise SettingError(
+                    f"data.{key}={word}: expected images of at least {CROP_SHIFT + 1} pixels a side, since it cuts off "
+                    f"up to {CROP_SHIFT}, got {side}; choose another augmentation"
+                )
+
+    @property
+    def presentation(self) -> Presentation:
+        """How training images become batches; for every loader of them."""
+
+        def augment(word: str) -> Augmentation:
+            return augmentation(
+                word,
+                padding=self.padding,
+                cutout_size=self.cutout_size,
+                randaugment_ops=self.randaugment_ops,
+                randaugment_magnitude=self.randaugment_magnitude,
+            )
+
+        second_view = None if self.second_view == "none" else augment(self.second_view)
+        return Presentation(augment(self.augment), second_view, self.mixing)
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -64,8 +129,7 @@ class ArrayDataset(Dataset):
     ) -> TrainLoader:
         return ArrayLoader(
             self.split("train"),
-            augment=self.augment,
-            padding=self.padding,
+            presentation=self.presentation,
             batch_size=batch_size,
             seed=seed,
             rank=rank,

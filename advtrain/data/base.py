@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advtrain import checks
 from advtrain.random import seeded_generator
-from advtrain.types import Images, Labels, SettingError
+from advtrain.types import Images, Labels, SettingError, Targets
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,13 +26,20 @@ class Batch:
 
     Attributes:
         x: augmented images in [0, 1], float32, shape (n, c, h, w), on the device.
-        y: labels, int64, shape (n,), on the device.
+        y: labels, int64, shape (n,), on the device; class probabilities, float32, shape (n, C), when images are mixed.
         rows: which rows of the global batch these are.
+        second: the same images, augmented once more, as a second view of them.
     """
 
     x: Images
-    y: Labels
+    y: Targets
     rows: slice
+    second: Images | None = None
+
+    @property
+    def views(self) -> list[Images]:
+        """The views of the images: one or two."""
+        return [self.x] if self.second is None else [self.x, self.second]
 
 
 class Split(Protocol):
@@ -71,11 +78,15 @@ class Dataset(ABC):
         name: as in the config.
         num_classes: C; None where the data do not say and the config leaves it open.
         image_shape: (channels, height, width) of what the model sees.
+        mix: the word for how training images are mixed; "none" leaves labels hard.
+        second_view: the word for the augmentation that makes second views; "none" for one view.
     """
 
     name: str
     num_classes: int | None
     image_shape: tuple[int, int, int]
+    mix: str = "none"
+    second_view: str = "none"
 
     @abstractmethod
     def check(self) -> None:

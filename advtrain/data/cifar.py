@@ -1,6 +1,7 @@
 """What CIFAR-10 and CIFAR-100 share (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class CIFAR(ArrayDataset):
         root: folder that holds, or receives, torchvision's folder.
         download: fetch the files when they are not there.
         num_classes: fixed; here because models take it from the data's config.
-        validation_size, split_seed, augment, padding: see `ArrayDataset`.
+        settings: of the split and of augmentation, see `ArrayDataset`.
     """
 
     image_shape = (3, 32, 32)
@@ -33,22 +34,17 @@ class CIFAR(ArrayDataset):
         root: str = "data",
         download: bool = True,
         num_classes: int | None = None,
-        validation_size: int = 1000,
-        split_seed: int = 0,
-        augment: str = "crop_flip",
-        padding: int = 4,
+        **settings: Any,
     ) -> None:
         super().__init__(
             num_classes=fixed_classes(num_classes, self.classes),
-            validation_size=validation_size,
-            split_seed=split_seed,
-            augment=augment,
-            padding=padding,
+            **settings,
         )
         self.root = Path(root).expanduser()
         self.download = checks.flag("data.download", download)
 
     def check(self) -> None:
+        super().check()
         absent = self._absent()
         if absent and not self.download:
             folder = self.root / self.folder

@@ -1,5 +1,7 @@
 """Handwritten digits that come with scikit-learn: 1,797 real images, nothing to download."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class Digits(ArrayDataset):
 
     Args:
         num_classes: 10; here because models take it from the data's config.
-        validation_size, split_seed, augment, padding: see `ArrayDataset`.
+        validation_size, augment, padding, cutout_size, settings: see `ArrayDataset`.
     """
 
     name = "digits"
@@ -28,20 +30,19 @@ class Digits(ArrayDataset):
         *,
         num_classes: int | None = None,
         validation_size: int = 100,
-        split_seed: int = 0,
         augment: str = "none",
         padding: int = 1,
+        cutout_size: int = 4,
+        **settings: Any,
     ) -> None:
         super().__init__(
             num_classes=fixed_classes(num_classes, 10),
             validation_size=validation_size,
-            split_seed=split_seed,
             augment=augment,
             padding=padding,
+            cutout_size=cutout_size,
+            **settings,
         )
-
-    def check(self) -> None:
-        pass  # scikit-learn is a dependency, and the images are in its wheel
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits

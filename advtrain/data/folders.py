@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from advtrain.data.arrays import pixels
 from advtrain.data.base import Batch, permutation, rows_of, steps_per_epoch, subset_indices
 from advtrain.data.decoding import read_rgb
+from advtrain.data.mixing import Mixing, NoMixing
 from advtrain.random import seeded_generator, stream_seed
 from advtrain.types import FileError, Images
 
@@ -69,8 +70,9 @@ class FolderLoader:
     Args:
         split: the training images.
         transform: the augmentation; may draw from torch's global CPU generator, which is seeded for every image.
+        mixing: of images and labels after augmentation.
         batch_size: images per step over all processes.
-        seed: names permutation and augmentation, with epoch and image.
+        seed: names permutation, augmentation (with epoch and image) and mixing (with epoch and step).
         rank, world_size: which rows of each batch are wanted.
         device: where the batches go.
     """
@@ -80,6 +82,7 @@ class FolderLoader:
         split: FolderSplit,
         *,
         transform: Transform,
+        mixing: NoMixing | Mixing,
         batch_size: int,
         seed: int,
         rank: int,
@@ -90,6 +93,7 @@ class FolderLoader:
         self._labels, self._device = split.labels, torch.device(device)
         self._batch_size, self._seed = batch_size, seed
         self._rows = rows_of(batch_size, rank, world_size)
+        self._mixing, self._parts = mixing, mixing.parts(self._rows, batch_size)
         self._plan = _Plan()
         self._images = DataLoader(
             _Augmented(split, transform, seed),
@@ -105,13 +109,15 @@ class FolderLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         order = permutation(len(self._labels), self._seed, epoch)
-        batches = [batch[self._rows] for batch in order.split(self._batch_size)[start_step : self.steps_per_epoch]]
+        whole = order.split(self._batch_size)[start_step : self.steps_per_epoch]
+        batches = [torch.cat([batch[part] for part in self._parts]) for batch in whole]
         self._plan.set(epoch, batches)
-        for chosen, images in zip(batches, self._images, strict=True):
+        for step, (chosen, images) in enumerate(zip(batches, self._images, strict=True), start_step):
             if isinstance(images, FileError):
                 raise images
             x = pixels(images.to(self._device, non_blocking=True))
-            yield Batch(x, self._labels[chosen].to(self._device, non_blocking=True), self._rows)
+            y = self._labels[chosen].to(self._device, non_blocking=True)
+            yield Batch(*self._mixing(x, y, self._seed, epoch, step), self._rows)
 
 
 class _Plan:

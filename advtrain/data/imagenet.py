@@ -13,9 +13,10 @@ from torchvision.transforms import v2
 from advtrain import checks
 from advtrain.data.base import SPLITS, Dataset, TrainLoader, held_out
 from advtrain.data.folders import FolderLoader, FolderSplit
+from advtrain.data.mixing import mixing
 from advtrain.types import SettingError
 
-AUGMENTATIONS = ("resized_crop", "none")
+AUGMENTATIONS = ("none", "resized_crop", "autoaugment", "randaugment", "trivialaugment")
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
 
 
@@ -29,9 +30,14 @@ class ImageFolder(Dataset):
         split_seed: chooses them; independent of the run's seed.
         size: side of the square that the model sees, in pixels.
         resize: shorter side to which an image is scaled before its central square is cut out, outside training.
-        augment: "resized_crop" (a random part of the image, scaled to the square, and flipped half of the time) or
-            "none" (as outside training).
+        augment: "none" (as outside training), "resized_crop" (a random part of the image, scaled to the square, and
+            flipped half of the time), or that and torchvision's "autoaugment" (with the policy for ImageNet),
+            "randaugment" or "trivialaugment".
         min_scale: smallest share of an image's area that a random part may have.
+        randaugment_ops: operations per image of "randaugment".
+        randaugment_magnitude: their strength, 0 … 30.
+        mix: how pairs of images and their labels are mixed, one of `mixing.WORDS`; labels are then soft.
+        mix_alpha: the share of an image is drawn from Beta(mix_alpha, mix_alpha).
         workers: processes that decode training images, and threads that decode others, for each process of the run.
     """
 
@@ -48,6 +54,10 @@ class ImageFolder(Dataset):
         resize: int = 256,
         augment: str = "resized_crop",
         min_scale: float = 0.08,
+        randaugment_ops: int = 2,
+        randaugment_magnitude: int = 9,
+        mix: str = "none",
+        mix_alpha: float = 0.2,
         workers: int = 8,
     ) -> None:
         self.root = Path(root).expanduser()
@@ -58,6 +68,9 @@ class ImageFolder(Dataset):
         self.resize = checks.integer("data.resize", resize, low=self.size)
         self.augment = checks.choice("data.augment", augment, AUGMENTATIONS)
         self.min_scale = checks.number("data.min_scale", min_scale, above=0, high=1)
+        self.randaugment_ops = checks.integer("data.randaugment_ops", randaugment_ops, low=1)
+        self.randaugment_magnitude = checks.integer("data.randaugment_magnitude", randaugment_magnitude, low=0, high=30)
+        self.mix, self.mixing = mix, mixing(mix, mix_alpha, self.num_classes)
         self.workers = checks.integer("data.workers", workers, low=0)
         self.image_shape = (3, self.size, self.size)
 
@@ -91,6 +104,7 @@ class ImageFolder(Dataset):
         return FolderLoader(
             self.split("train"),
             transform=self._train_transform(),
+            mixing=self.mixing,
             batch_size=batch_size,
             seed=seed,
             rank=rank,
@@ -112,7 +126,15 @@ class ImageFolder(Dataset):
         if self.augment == "none":
             return self._plain_transform()
         crop = v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0))
-        return v2.Compose([crop, v2.RandomHorizontalFlip()])
+        policies = {
+            "autoaugment": lambda: [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)],
+            "randaugment": lambda: [v2.RandAugment(self.randaugment_ops, self.randaugment_magnitude)],
+            "trivialaugment": lambda: [v2.TrivialAugmentWide()],
+        }
+        policy = policies.get(self.augment, list)()
+        if policy:  # faster on Pillow's images, the way there and back included
+            policy = [v2.ToPILImage(), *policy, v2.PILToTensor()]
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), *policy])
 
     def _plain_transform(self) -> v2.Transform:
         # Scaled by Pillow, as leaderboards do; on tensors one value in a thousand differs by a grey level or two.

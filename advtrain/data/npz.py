@@ -3,6 +3,7 @@
 import zipfile
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class Npz(ArrayDataset):
     Args:
         train, test: the files.
         num_classes: C; None leaves it open, and then neither labels nor model can be checked against it.
-        validation_size, split_seed, augment, padding: see `ArrayDataset`.
+        settings: of the split and of augmentation, see `ArrayDataset`.
     """
 
     name = "npz"
@@ -33,17 +34,11 @@ class Npz(ArrayDataset):
         train: str,
         test: str,
         num_classes: int | None = None,
-        validation_size: int = 1000,
-        split_seed: int = 0,
-        augment: str = "crop_flip",
-        padding: int = 4,
+        **settings: Any,
     ) -> None:
         super().__init__(
             num_classes=None if num_classes is None else checks.integer("data.num_classes", num_classes, low=2),
-            validation_size=validation_size,
-            split_seed=split_seed,
-            augment=augment,
-            padding=padding,
+            **settings,
         )
         self.files = {"train": Path(train).expanduser(), "test": Path(test).expanduser()}
 
@@ -53,6 +48,7 @@ class Npz(ArrayDataset):
         return channels, height, width
 
     def check(self) -> None:
+        super().check()
         shapes = {part: self._image_header(part) for part in self.files}
         if shapes["train"][1:] != shapes["test"][1:]:
             expected, got = ("×".join(map(str, shapes[part][1:])) for part in ("train", "test"))

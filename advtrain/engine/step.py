@@ -10,10 +10,10 @@ from advtrain import distributed
 from advtrain.data.base import Batch
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
-from advtrain.engine.weight_perturbation import WeightPerturbation
+from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
 from advtrain.random import BatchRows, seeded_generator, stream_seed
-from advtrain.types import Attack, Images, Labels, Parts
+from advtrain.types import Attack, Images, Parts, Targets
 
 
 class OuterPass(nn.Module):
@@ -25,16 +25,16 @@ class OuterPass(nn.Module):
         # In a list, so that the class prior is not the module's buffer: DDP would overwrite each process's share.
         self._loss = [loss]
 
-    def forward(self, x: Images, x_adv: Images, y: Labels) -> tuple[Tensor, Parts]:
+    def forward(self, x: Images, x_adv: Images, y: Targets) -> tuple[Tensor, Parts]:
         return self._loss[0].outer(self.model, x, x_adv, y)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of the batch that go through the model together."""
+    """Rows of the batch that go through the model together: with two views, those of view 1, then those of view 2."""
 
     x: Images
-    y: Labels
+    y: Targets
     source: BatchRows
     share: float  # of this process's rows
 
@@ -88,7 +88,7 @@ class TrainingStep:
         # Whatever in the model draws from torch's global generator (dropout) is named by the step, too.
         torch.manual_seed(stream_seed(self.seed, "model", epoch, step, distributed.rank()))
         pieces = self._pieces(batch, epoch, step)
-        self.loss.start_batch(batch.y)
+        self.loss.start_batch(torch.cat([batch.y] * len(batch.views)))
         adversarial = [self._attacked(piece, attack) for piece in pieces]
         self.optimizer.zero_grad(set_to_none=True)
         with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
@@ -99,16 +99,17 @@ class TrainingStep:
         return parts
 
     def _pieces(self, batch: Batch, epoch: int, step: int) -> list[Piece]:
-        n = len(batch.y)
+        n, views = len(batch.y), batch.views
         bounds = [n * i // self.accumulation for i in range(self.accumulation + 1)]
         pieces = []
         for start, stop in itertools.pairwise(bounds):
             # Every piece draws from the start of the same stream and keeps its own rows: see advtrain.random.
             generator = seeded_generator(self.seed, "attack", epoch, step, device=self.numerics.device)
             rows = slice(batch.rows.start + start, batch.rows.start + stop)
-            x = self.numerics.images(batch.x[start:stop])
-            source = BatchRows(generator, self.batch_size, rows)
-            pieces.append(Piece(x, batch.y[start:stop], source, (stop - start) / n))
+            x = self.numerics.images(torch.cat([view[start:stop] for view in views]))
+            y = torch.cat([batch.y[start:stop]] * len(views))
+            source = BatchRows(generator, self.batch_size, rows, len(views))
+            pieces.append(Piece(x, y, source, (stop - start) / n))
         return pieces
 
     def _attacked(self, piece: Piece, attack: Attack | None) -> Images:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints
 from advtrain.engine.averaging import Averaging
+from advtrain.engine.batchnorm import natural_images
 from advtrain.engine.loggers import Logger, MetricsFile
 from advtrain.engine.meter import Meter
 from advtrain.engine.numerics import device_named, numerics
@@ -34,7 +36,7 @@ from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import margin_attack, validate
-from advtrain.engine.weight_perturbation import WeightPerturbation
+from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
 
 
@@ -207,6 +209,7 @@ class Trainer:
 
     def _validate(self, progress: TrainingProgress, metrics: MetricsFile | None) -> bool:
         """Validates the averaged model; returns whether it is the best so far."""
+        self._prepare_average()
         threat, settings, position = self.parts.threat, self.settings.validation, self.position
         accuracy = validate(
             self.averaged,
@@ -245,7 +248,14 @@ class Trainer:
             metrics.log(step, record)
             self.parts.logger.log(step, record)
 
+    def _prepare_average(self) -> None:
+        """Whoever uses the averaged model, on whichever process, meets the same statistics of BatchNorm."""
+        split = self.parts.data.split("train")
+        self.parts.averaging.before_use(partial(natural_images, split, seed=self.seed, numerics=self.numerics))
+        distributed.share_buffers(self.averaged)
+
     def _save(self, path: Path) -> None:
+        self._prepare_average()
         self.loss.synchronise()
         if distributed.is_main():
             checkpoints.save(

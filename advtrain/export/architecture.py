@@ -204,6 +204,8 @@ NAMES = {
     "ResNet": "ResNet-{depth}",
     "WideResNet": "WideResNet-{depth}-{widen_factor}",
     "DMWideResNet": "WideResNet-{depth}-{width}",
+    "ThinResNet": "ResNet-{depth}x{width}",
+    "VGG": "VGG-{depth}",
 }
 # By the body's name in timm: how leaderboards write it, and RobustBench's word.
 CONV_STEMS = {

@@ -1,7 +1,8 @@
 """Losses for adversarial training.
 
-`advtrain.losses.functional` holds the pure tensor functions (`kl`, `dkl`, `ikl`, `gkl`): use them in any code. The
-classes here add what training needs around them: what the attack maximises, the cross-entropy, the class prior.
+`advtrain.losses.functional` holds the pure tensor functions (`kl`, `dkl`, `ikl`, `gkl`), for images, dense outputs and
+sequences; `advtrain.losses.divergences` holds a few more. Use them in any code: docs/losses.md. The classes here add
+what training needs around them: what the attack maximises, the cross-entropy, the class prior.
 
     loss = advtrain.losses.IKL(num_classes=10, wmse_weight=20, ce_weight=4, temperature=4)
     x_adv = attack(loss.inner(model, x, y), x)
@@ -9,7 +10,7 @@ classes here add what training needs around them: what the attack maximises, the
     total.backward()
 """
 
-from advtrain.losses import functional
+from advtrain.losses import divergences, functional
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.dkl import DKL
@@ -21,4 +22,17 @@ from advtrain.losses.pgd_at import PGDAT
 from advtrain.losses.standard import Standard
 from advtrain.losses.trades import TRADES
 
-__all__ = ["DKL", "GKL", "IKL", "KL", "MART", "PGDAT", "TRADES", "ClassPrior", "Loss", "Standard", "functional"]
+__all__ = [
+    "DKL",
+    "GKL",
+    "IKL",
+    "KL",
+    "MART",
+    "PGDAT",
+    "TRADES",
+    "ClassPrior",
+    "Loss",
+    "Standard",
+    "divergences",
+    "functional",
+]

@@ -21,7 +21,8 @@ class IKL(Decoupled):
         break_asymmetry: BA of the paper; whether the wMSE drives the adversarial side, too.
         global_weights: GI of the paper; whether pairs are weighed by the class prior. If not, by the image's own
             softmax f(x), a constant; soft labels are taken only then.
-        inner: what the attack maximises, one of ce, kl, margin, ikl (with the same weights as the loss).
+        inner: what the attack maximises, one of ce, kl, margin, ikl (with the weights p of the loss; to x' it always
+            passes the gradient of the wMSE).
         label_smoothing: ε of the natural cross-entropy.
         second_view_weight: weight of IKL on the second view; None for one view.
     """

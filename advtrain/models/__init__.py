@@ -12,16 +12,20 @@ from advtrain.models.preact_resnet import PreActResNet
 from advtrain.models.preact_resnet_small import SmallPreActResNet
 from advtrain.models.resnet import ResNet
 from advtrain.models.small_cnn import SmallCNN
+from advtrain.models.thin_resnet import ThinResNet
+from advtrain.models.vgg import VGG
 from advtrain.models.weights import load_weights
 from advtrain.models.wide_resnet import WideResNet
 
 __all__ = [
+    "VGG",
     "DMWideResNet",
     "Normalize",
     "PreActResNet",
     "ResNet",
     "SmallCNN",
     "SmallPreActResNet",
+    "ThinResNet",
     "WideResNet",
     "checkpoint_blocks",
     "conv_stem_model",

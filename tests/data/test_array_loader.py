@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from advtrain.data.arrays import ArrayLoader, ArraySplit, whole
+from advtrain.data.arrays import ArrayLoader, ArraySplit, Presentation, whole
+from advtrain.data.augmentations import augmentation
 from advtrain.types import SettingError
 
 N, BATCH = 46, 8
@@ -18,9 +19,10 @@ def split() -> ArraySplit:
     return whole(images, torch.arange(50) % 7).part(torch.arange(4, 50))
 
 
-def loader(split: ArraySplit, augment: str = "crop_flip", **changes: int) -> ArrayLoader:
-    options = {"padding": 2, "batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
-    return ArrayLoader(split, augment=augment, device="cpu", **options)
+def loader(split: ArraySplit, augment: str = "crop_flip", second: str | None = None, **changes: int) -> ArrayLoader:
+    views = augmentation(augment, padding=2), augmentation(second, padding=2) if second else None
+    options = {"batch_size": BATCH, "seed": 0, "rank": 0, "world_size": 1, **changes}
+    return ArrayLoader(split, presentation=Presentation(*views), device="cpu", **options)
 
 
 def images_of(loader: ArrayLoader, epoch: int = 1, start_step: int = 0) -> Tensor:
@@ -88,3 +90,25 @@ def test_batches_that_cannot_be_made_are_refused(split: ArraySplit, batch_size: 
 
 def test_a_batch_may_be_the_whole_set(split: ArraySplit) -> None:
     assert loader(split, batch_size=N).steps_per_epoch == 1
+
+
+def test_a_second_view_shows_the_same_images_by_draws_of_its_own(split: ArraySplit) -> None:
+    one, two = list(loader(split).epoch(1)), list(loader(split, second="crop_flip").epoch(1))
+    for before, batch in zip(one, two, strict=True):
+        assert before.second is None and before.views == [before.x]
+        assert batch.second is not None and batch.views == [batch.x, batch.second]
+        assert torch.equal(batch.x, before.x) and torch.equal(batch.y, before.y)  # view 1 is what it was
+        assert batch.second.shape == batch.x.shape and batch.second.is_contiguous()
+        assert not torch.equal(batch.second, batch.x)
+    assert all(torch.equal(*batch.views) for batch in loader(split, "none", "none").epoch(1))
+
+
+@pytest.mark.parametrize("word", ["crop_flip", "autoaugment"])
+def test_second_views_do_not_depend_on_processes_or_on_where_an_epoch_is_entered(split: ArraySplit, word: str) -> None:
+    alone = list(loader(split, second=word).epoch(3))
+    ranks = [list(loader(split, second=word, rank=rank, world_size=2).epoch(3)) for rank in range(2)]
+    late = list(loader(split, second=word).epoch(3, start_step=2))
+    for step, batch in enumerate(alone):
+        parts = [rank[step].second for rank in ranks]
+        assert batch.second is not None and torch.equal(torch.cat(parts), batch.second)
+        assert step < 2 or torch.equal(late[step - 2].views[1], batch.second)

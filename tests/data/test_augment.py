@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advtrain.data.augment import random_crop_flip
-from advtrain.random import BatchRows
+from advtrain.data.augmentations.placement import random_crop_flip
 
 SHAPE = (3, 5, 7)
 
@@ -34,7 +33,7 @@ def distinct_pixels(n: int) -> Tensor:
 def outcome_counts(n: int, padding: int) -> dict[tuple[int, int, bool], int]:
     images = distinct_pixels(n)
     outcomes = {crop.tobytes(): key for key, crop in every_outcome(images[0].numpy(), padding).items()}
-    augmented = random_crop_flip(images, padding, torch.Generator().manual_seed(0))
+    augmented = random_crop_flip(images, torch.Generator().manual_seed(0), padding=padding)
     counts = dict.fromkeys(outcomes.values(), 0)
     for image in augmented.numpy():
         counts[outcomes[image.tobytes()]] += 1  # a KeyError: not a crop of the padded image
@@ -56,7 +55,7 @@ def test_places_and_flips_of_neighbouring_images_are_independent() -> None:
     images = distinct_pixels(2)
     outcomes = [crop.tobytes() for crop in every_outcome(images[0].numpy(), 1).values()]
     generator = torch.Generator().manual_seed(0)
-    pairs = [random_crop_flip(images, 1, generator).numpy() for _ in range(18 * 18 * 10)]
+    pairs = [random_crop_flip(images, generator, padding=1).numpy() for _ in range(18 * 18 * 10)]
     counts = np.zeros((18, 18))
     for first, second in pairs:
         counts[outcomes.index(first.tobytes()), outcomes.index(second.tobytes())] += 1
@@ -68,16 +67,8 @@ def test_places_and_flips_of_neighbouring_images_are_independent() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_images_are_not_mixed_up(layout: torch.memory_format) -> None:
     images = torch.randint(1, 256, (64, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    augmented = random_crop_flip(images.to(memory_format=layout), 2, torch.Generator().manual_seed(1))
+    augmented = random_crop_flip(images.to(memory_format=layout), torch.Generator().manual_seed(1), padding=2)
 
     assert augmented.dtype == torch.uint8 and augmented.is_contiguous()
     for before, after in zip(images.numpy(), augmented.numpy(), strict=True):
         assert any(np.array_equal(after, crop) for crop in every_outcome(before, 2).values())
-
-
-def test_rows_of_a_batch_see_the_draws_of_the_whole_batch() -> None:
-    images = torch.randint(0, 256, (12, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = random_crop_flip(images, 2, torch.Generator().manual_seed(1))
-    for rows in (slice(0, 3), slice(3, 12)):
-        source = BatchRows(torch.Generator().manual_seed(1), 12, rows)
-        assert torch.equal(random_crop_flip(images[rows], 2, source), whole[rows])

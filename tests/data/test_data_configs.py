@@ -17,13 +17,23 @@ def test_every_dataset_has_a_config() -> None:
     assert targets == {*advtrain.data.__all__}
 
 
+def settings_of(dataset: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters and, where it passes others on, its base's; a class's own default counts."""
+    found = dict(inspect.signature(dataset.__init__).parameters)
+    found.pop("self")
+    passes_on = [name for name, parameter in found.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in passes_on:
+        found = settings_of(dataset.__mro__[1]) | {key: value for key, value in found.items() if key != name}
+    return found
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_config_gives_every_setting(file: Path) -> None:
     config = yaml.safe_load(file.read_text())
     package, _, name = config.pop("_target_").rpartition(".")
     threat = ThreatSettings(norm=config.pop("threat_norm"), eps=str(config.pop("threat_eps")))
     dataset = getattr(advtrain.data, name)
-    parameters = inspect.signature(dataset).parameters
+    parameters = settings_of(dataset)
 
     assert package == "advtrain.data"
     assert (dataset.name, dataset.__module__) == (file.stem, f"advtrain.data.{file.stem}")

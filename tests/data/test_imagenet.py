@@ -183,3 +183,26 @@ def test_a_real_folder(real_data: Path) -> None:
     assert len(parts["test"]) == len(list(root.glob("val/*/*.JPEG")))
     batch = next(folder.train_loader(batch_size=8, seed=0).epoch(1))
     assert batch.x.shape == (8, 3, 64, 64) and batch.x.min() >= 0 and batch.x.max() <= 1
+
+
+@pytest.mark.parametrize("word", ["autoaugment", "randaugment", "trivialaugment"])
+def test_policies_follow_the_crop_and_are_named_by_epoch_and_image(class_folders: Path, word: str) -> None:
+    plain = epoch_images(class_folders)
+    changed = epoch_images(class_folders, augment=word)
+    same = [torch.equal(*pair) for pair in zip(plain, changed, strict=True)]
+    assert not all(same)  # the crop's draws come first, so an image that the policy leaves alone is the plain one
+    assert torch.equal(epoch_images(class_folders, augment=word), changed)
+    assert torch.equal(epoch_images(class_folders, augment=word, start_step=1), changed[4:])
+
+
+@pytest.mark.parametrize("word", ["mixup", "cutmix"])
+def test_every_process_mixes_its_rows_of_the_global_batch(class_folders: Path, word: str) -> None:
+    folder = dataset(class_folders, mix=word)
+    alone = list(folder.train_loader(batch_size=4, seed=0).epoch(1))
+    assert alone[0].y.shape == (4, 3) and torch.allclose(alone[0].y.sum(1), torch.ones(4))
+    loaders = [folder.train_loader(batch_size=4, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    for batch, *parts in zip(alone, *(loader.epoch(1) for loader in loaders), strict=True):
+        assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
+        assert torch.equal(torch.cat([part.y for part in parts]), batch.y)
+    late = list(folder.train_loader(batch_size=4, seed=0).epoch(1, start_step=2))
+    assert torch.equal(late[0].x, alone[2].x) and torch.equal(late[0].y, alone[2].y)

@@ -1,5 +1,7 @@
 """Run by test_distributed.py, alone or under torchrun: 20 float64 steps of five epochs with every loss.
 
+Then with two views of the images and with mixed ones.
+
 usage: python distributed_worker.py DIRECTORY
 """
 
@@ -7,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from toy import LOSSES, VARIANTS, network, trainer  # beside this file
+from toy import DATA, LOSSES, VARIANTS, network, trainer  # beside this file
 
 from advtrain import distributed
 
@@ -21,6 +23,8 @@ def main() -> None:
                 place = directory / f"{name}{'-norm' if norm else ''}"
                 run = trainer(place, network(norm), loss=loss(), epochs=5, sync_batchnorm=norm)
                 run.fit()
+        for name, parts in DATA.items():
+            trainer(directory / name, epochs=5, **parts()).fit()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advtrain.composition import choices
-from tests.engine.toy import VARIANTS
+from tests.engine.toy import DATA, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -37,9 +37,9 @@ def curves(directory: Path, processes: int) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = curves(tmp_path / "one", 1), curves(tmp_path / "two", 2)
-    # every loss without BatchNorm, where settings vary, too, and again with synchronised BatchNorm
+    # every loss without BatchNorm, where settings vary, too, and again with synchronised BatchNorm; two views, mixing
     names = {f"{name}{suffix}" for name in choices("loss") for suffix in ("", "-norm")}
-    assert names | VARIANTS.keys() == one.keys() == two.keys()
+    assert names | VARIANTS.keys() | DATA.keys() == one.keys() == two.keys()
     for name, curve in one.items():
         assert len(curve) == 20
         assert two[name] == pytest.approx(curve, rel=1e-5), name

@@ -1,17 +1,18 @@
 """One optimiser step: what it computes, what it leaves untouched, and that cutting up a batch changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain.attacks import PGD
 from advtrain.engine import AWP, NoPerturbation
 from advtrain.engine.modes import attack_mode, buffers_kept
 from advtrain.losses import PGDAT, TRADES
-from tests.engine.toy import LOSSES, network, trainer, weights_of
+from tests.engine.toy import DATA, LOSSES, Toy, network, trainer, weights_of
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
@@ -32,6 +33,37 @@ def test_accumulation_equals_the_large_batch(name: str, perturbation: type, tmp_
         losses.append([record["loss"] for record in metrics(directory) if "loss" in record])
     assert len(losses[0]) == 8
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_accumulation_of_two_views_and_of_mixed_images_equals_the_large_batch(name: str, tmp_path: Path) -> None:
+    losses = []
+    for accumulation in (1, 5):
+        directory = tmp_path / str(accumulation)
+        run = trainer(directory, epochs=1, accumulation=accumulation, weight_perturbation=AWP(), **DATA[name]())
+        run.fit()
+        losses.append([record["loss"] for record in metrics(directory) if "loss" in record])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_both_views_are_attacked_from_starts_of_their_own(tmp_path: Path) -> None:
+    """Of the same images twice, after a step of no length."""
+    seen = []
+
+    class Watching(TRADES):
+        def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append((x, x_adv))
+            return super().outer(model, x, x_adv, y)
+
+    run = trainer(tmp_path, data=Toy(augment="none", second_view="none"), loss=Watching(second_view_weight=0.5))
+    batch = next(iter(run.train_loader.epoch(1)))
+    run.step(replace(batch, second=batch.x), PGD(eps=0.05, steps=1, step_size=1e-9), NoPerturbation(), 1, 0)
+    x, x_adv = seen[0]
+    assert torch.equal(*x.chunk(2))
+    first, second = x_adv.chunk(2)
+    assert (first != second).float().mean() > 0.9
+    assert (x_adv - x).abs().max() < 0.0501
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -80,59 +112,6 @@ def test_buffers_come_back_after_an_error() -> None:
         assert not torch.equal(model[1].running_mean, before)
         raise RuntimeError
     assert torch.equal(model[1].running_mean, before)
-
-
-class TestAWP:
-    def test_weights_move_by_gamma_and_come_back_exactly(self) -> None:
-        model = network()
-        x, y = torch.rand(8, 3, 6, 6), torch.arange(8) % 4
-
-        def ascent() -> None:
-            nn.functional.cross_entropy(model(x), y).backward()
-
-        model.zero_grad()
-        ascent()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        model.zero_grad()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        with torch.no_grad():
-            plain = nn.functional.cross_entropy(model(x), y)
-        with AWP(gamma=0.01)(model, ascent):
-            for name, p in model.named_parameters():
-                moved = p.detach() - before[name]
-                if p.dim() > 1:  # γ ‖w‖ g / ‖g‖, from the paper
-                    direction = gradients[name] / gradients[name].norm()
-                    torch.testing.assert_close(moved, 0.01 * before[name].norm() * direction, rtol=1e-3, atol=1e-7)
-                else:
-                    assert not moved.any()
-            assert all(p.grad is None for p in model.parameters())
-            with torch.no_grad():
-                assert nn.functional.cross_entropy(model(x), y) > plain
-        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-    def test_weights_come_back_after_an_error(self) -> None:
-        model = network()
-        before = model[0].weight.detach().clone()
-        with pytest.raises(RuntimeError), AWP(gamma=0.5)(model, lambda: model(torch.rand(2, 3, 6, 6)).sum().backward()):
-            assert not torch.equal(model[0].weight, before)
-            raise RuntimeError
-        assert torch.equal(model[0].weight, before)
-
-    def test_it_waits_for_its_epoch(self) -> None:
-        awp = AWP(start_epoch=3)
-        assert isinstance(awp.for_epoch(2), NoPerturbation)
-        assert awp.for_epoch(3) is awp
-
-    def test_the_ascent_leaves_no_trace_in_prior_and_statistics(self, tmp_path: Path) -> None:
-        """γ = 0 perturbs nothing, so the run must be the one without perturbation, buffers and prior included."""
-        states = []
-        for perturbation in (NoPerturbation(), AWP(gamma=0.0)):
-            run = trainer(tmp_path / type(perturbation).__name__, network(norm=True), weight_perturbation=perturbation)
-            run.fit()
-            states.append({**run.model.state_dict(), **run.loss.state_dict()})
-        assert states[0].keys() == states[1].keys()
-        for name, value in states[0].items():
-            assert torch.equal(value, states[1][name]), name
 
 
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:

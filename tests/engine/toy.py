@@ -1,5 +1,6 @@
 """A toy problem for the engine: separable images of a few classes, tiny networks, and the parts of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ class Toy(ArrayDataset):
     name = "toy"
     image_shape = (3, 6, 6)
 
-    def __init__(self, augment: str = "crop_flip") -> None:
-        super().__init__(num_classes=4, validation_size=16, split_seed=0, augment=augment, padding=1)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(num_classes=4, validation_size=16, padding=1, **settings)
 
     def check(self) -> None:
         pass
@@ -50,6 +51,17 @@ VARIANTS = {
     "gkl_own": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False),
     "gkl_sample": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False, normaliser="sample"),
     "ikl_asymmetric": lambda: IKL(num_classes=4, break_asymmetry=False),
+}
+
+
+# What data can ask of a loss, and a run of it: the names of trainer's arguments.
+DATA: dict[str, Callable[[], dict[str, Any]]] = {
+    "two_views": lambda: {
+        "data": Toy(second_view="autoaugment"),
+        "loss": GKL(num_classes=4, gamma=0.4, second_view_weight=0.5),
+    },
+    "mixup": lambda: {"data": Toy(mix="mixup"), "loss": PGDAT(label_smoothing=0.1)},
+    "cutmix": lambda: {"data": Toy(mix="cutmix"), "loss": TRADES(inner="ce")},
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advtrain.models import DMWideResNet, PreActResNet, SmallCNN, SmallPreActResNet, WideResNet
+from advtrain.models import VGG, DMWideResNet, PreActResNet, SmallCNN, SmallPreActResNet, ThinResNet, WideResNet
 
 
 def count(model: nn.Module) -> int:
@@ -51,6 +51,8 @@ def test_silu_has_no_flat_side() -> None:
         WideResNet(depth=10, widen_factor=4),
         DMWideResNet(depth=10, width=4),
         SmallPreActResNet(),
+        ThinResNet(depth=8, width=4),
+        VGG(depth=8),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -73,6 +75,18 @@ def test_convolutions_start_as_he_et_al_with_fan_out(model: nn.Module) -> None:
 )
 def test_larger_images_are_averaged_over(model: nn.Module, size: int) -> None:
     assert model.eval()(torch.rand(1, 3, size, size)).ndim == 2
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_distillation_networks_reduce_to_what_crd_averages(size: int) -> None:
+    """8 × 8 of 32 × 32 for the thin ResNets; for VGG 4 × 4, at either size."""
+    thin, vgg = ThinResNet(depth=8).eval(), VGG(depth=8).eval()
+    sides = []
+    for module in (thin.layer3, vgg.block4):
+        module.register_forward_hook(lambda m, i, output: sides.append(output.shape[-1]))
+    x = torch.rand(1, 3, size, size)
+    thin(x), vgg(x)
+    assert sides == [size // 4, 4]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])

@@ -16,11 +16,26 @@ CIFAR_10 = {
     "resnet_34": 21_282_122,
     "resnet_50_cifar": 23_520_842,
     "preact_resnet_18": 11_171_146 + 2 * 512,
-    "wrn_34_10": 46_160_474,  # Zagoruyko & Komodakis's formula, as in TRADES' code
+    "wrn_28_10": 36_479_194,  # 36.5 M in Zagoruyko & Komodakis (2016)
 }
 # Millions, with 100 classes: Tian et al., "Contrastive Representation Distillation", ICLR 2020, and Zhao et al. (DKD).
-CIFAR_100 = {"wrn_16_2": 0.70, "wrn_40_1": 0.57, "wrn_40_2": 2.26, "resnet_50_cifar": 23.7}
-# Millions, with 1000 classes: timm's results tables (param_count), and for ConvStem Table 2 of arXiv:2303.01870.
+CIFAR_100 = {
+    "wrn_16_2": 0.70,
+    "wrn_40_1": 0.57,
+    "wrn_40_2": 2.26,
+    "resnet_50_cifar": 23.7,
+    "resnet8": 0.08,
+    "resnet20": 0.28,
+    "resnet32": 0.47,
+    "resnet56": 0.86,
+    "resnet110": 1.74,
+    "resnet8x4": 1.23,
+    "resnet32x4": 7.43,
+    "vgg8": 3.97,
+    "vgg13": 9.46,
+}
+# Millions, with 1000 classes: timm's results tables (param_count). The ConvStem models have RobustBench's shapes:
+# see test_zoo_compatibility.
 IMAGENET = {
     "resnet_50": 25.56,
     "vit_small": 22.05,
@@ -30,10 +45,6 @@ IMAGENET = {
     "convnext_small": 50.22,
     "convnext_base": 88.59,
     "xcit_small": 26.25,
-    "convnext_tiny_convstem": 28.6,
-    "convnext_base_convstem": 88.8,
-    "vit_small_convstem": 22.8,
-    "vit_base_convstem": 87.1,
 }
 
 

@@ -12,6 +12,8 @@ from advtrain import models
 SMALL = {
     "preact_resnet": ("PreActResNet", {"depth": 18}),
     "resnet": ("ResNet", {"depth": 18}),
+    "thin_resnet": ("ThinResNet", {"depth": 8}),
+    "vgg": ("VGG", {"depth": 8}),
     "preact_resnet_small": ("SmallPreActResNet", {"width": 8}),
     "wide_resnet": ("WideResNet", {"depth": 10, "widen_factor": 1}),
     "dm_wide_resnet": ("DMWideResNet", {"depth": 10, "width": 1}),
