@@ -14,7 +14,7 @@ from advtrain import __version__
 from advtrain.composition import compose, overrides_of, own_config_folder, plain, sweep_points, with_default_experiment
 from advtrain.config import config_dir
 from advtrain.help import page
-from advtrain.types import SettingError
+from advtrain.types import FileError, SettingError
 
 
 def reported(command: Callable[[], None]) -> Callable[[], NoReturn]:
@@ -100,6 +100,8 @@ def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str,
             hydra_config = HydraConfig.get()
             task_overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
             job(plain(config, task_overrides, chosen, own_config_folder(arguments)), hydra_config)
+        except FileError as error:
+            _fail(error, 2, every_process=True)
         except SettingError as error:
             _fail(error, 2)
         except Exception as error:
@@ -124,8 +126,8 @@ def _fail_known(error: Exception) -> NoReturn:
     raise error
 
 
-def _fail(message: object, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+def _fail(message: object, code: int, *, every_process: bool = False) -> NoReturn:
+    if every_process or os.environ.get("RANK", "0") == "0":
         print(f"advtrain: error: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -32,6 +32,10 @@ class SettingError(ValueError):
     """
 
 
+class FileError(SettingError):
+    """A data file that cannot be used. Unlike other settings, it may be met by one process of several only."""
+
+
 @runtime_checkable
 class Attack(Protocol):
     """Finds images near `x` on which the objective is large; see `advtrain.attacks`.

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from advtrain.data.arrays import pixels
 from advtrain.data.base import Batch, permutation, rows_of, steps_per_epoch, subset_indices
+from advtrain.data.decoding import read_rgb
 from advtrain.data.mixing import Mixing, NoMixing
 from advtrain.random import seeded_generator, stream_seed
-from advtrain.types import Images
+from advtrain.types import FileError, Images
 
-Transform = Callable[[Image.Image], Tensor]  # to uint8, shape (c, h, w)
+Transform = Callable[[Tensor], Tensor]  # from a decoded image to what the model sees, both uint8, shape (3, h, w)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FolderSplit:
         folder: that `files` are relative to.
         files: bytes, shape (n,).
         labels: int64, shape (n,).
-        transform: from a decoded image to pixels, outside training.
+        transform: outside training.
         workers: threads that decode, and processes that decode for training; 0 for this thread.
     """
 
@@ -55,10 +55,13 @@ class FolderSplit:
         """The split of the images at `indices` of this one."""
         return replace(self, files=self.files[indices.numpy()], labels=self.labels[indices])
 
-    def decode(self, index: int) -> Image.Image:
-        """The image at `index` as RGB."""
-        with Image.open(self.folder / os.fsdecode(self.files[index])) as image:
-            return image.convert("RGB")
+    def decode(self, index: int) -> Tensor:
+        """The image at `index` as RGB, uint8, shape (3, h, w).
+
+        Raises:
+            FileError: its file is damaged.
+        """
+        return read_rgb(self.folder / os.fsdecode(self.files[index]))
 
 
 class FolderLoader:
@@ -98,6 +101,7 @@ class FolderLoader:
             num_workers=split.workers,
             persistent_workers=split.workers > 0,
             prefetch_factor=2 if split.workers > 0 else None,
+            collate_fn=_batch_or_error,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_ignore_interrupt,
             generator=seeded_generator(seed, "workers"),  # not the global one: nothing of ours depends on it
@@ -109,6 +113,8 @@ class FolderLoader:
         batches = [torch.cat([batch[part] for part in self._parts]) for batch in whole]
         self._plan.set(epoch, batches)
         for step, (chosen, images) in enumerate(zip(batches, self._images, strict=True), start_step):
+            if isinstance(images, FileError):
+                raise images
             x = pixels(images.to(self._device, non_blocking=True))
             y = self._labels[chosen].to(self._device, non_blocking=True)
             yield Batch(*self._mixing(x, y, self._seed, epoch, step), self._rows)
@@ -138,12 +144,20 @@ class _Augmented(Dataset):
     def __init__(self, split: FolderSplit, transform: Transform, seed: int) -> None:
         self.split, self.transform, self.seed = split, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor | FileError:
         epoch, index = key
-        image = self.split.decode(index)
+        try:
+            image = self.split.decode(index)
+        except FileError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
             return self.transform(image)
+
+
+def _batch_or_error(images: list[Tensor | FileError]) -> Tensor | FileError:
+    """The images as one tensor, or what was wrong with one: raised in a worker, its one line would become a page."""
+    return next((image for image in images if isinstance(image, FileError)), None) or default_collate(images)
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -1,16 +1,14 @@
 """The KL family against slow references: explicit loops, float64, and KL's own gradient."""
 
 import math
-import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from advtrain.losses import functional
+from tests.losses.live_bytes import LiveBytes
 
 CLASSES = (2, 3, 10, 100, 1000)
 SCALES = (0.01, 1.0, 5.0, 20.0)
@@ -194,34 +192,6 @@ def test_a_common_offset_keeps_float32_exact(name: str, side: str) -> None:
         torch.autograd.grad(value, (m, n)), torch.autograd.grad(exact, (exact_m, exact_n)), strict=True
     ):
         assert (actual - expected).norm() < 1e-6 * expected.norm()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations allocate and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, kinds, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key and key not in self._known:
-            self._known.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> int:
