@@ -47,7 +47,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("model", "name"), [(model, name) for model, names in SIZES.items() for name in names], ids=str
+    ("model", "name"),
+    [(model, name) for model, names in SIZES.items() for name in names],
+    ids=lambda part: getattr(part, "__name__", str(part)),
 )
 @pytest.mark.parametrize("value", [0, -1, 2.5, "many", None, True])
 def test_sizes_are_positive_integers(model: Callable[..., nn.Module], name: str, value: Any) -> None:
