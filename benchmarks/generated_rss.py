@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--set", type=Path, help="of such images, which is kept")
-    parser.add_argument("--out", type=Path, default=Path("results/generated_rss.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/generated_rss.json"))
     parser.add_argument("--way", choices=WAYS, help="what a child process of this script does")
     arguments = parser.parse_args()
     if arguments.way:

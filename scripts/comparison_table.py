@@ -1,4 +1,4 @@
-"""From the runs of scripts/comparison_cifar10.sh to results/comparison_cifar10.json and docs/comparison.md.
+"""From the runs of scripts/comparison_cifar10.sh to results/comparisons/cifar10.json and docs/comparison.md.
 
 python scripts/comparison_table.py [runs/comparison_cifar10]
 """
@@ -15,7 +15,7 @@ import yaml
 from advtrain.engine import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "results" / "comparison_cifar10.json"
+RECORD = ROOT / "results" / "comparisons" / "cifar10.json"
 PAGE = ROOT / "docs" / "comparison.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 METRICS = ("clean", "pgd", "autoattack")
@@ -78,6 +78,7 @@ def main() -> None:
         sys.exit(__doc__)
     folder = Path(sys.argv[1]) if len(sys.argv) == 2 else Path("runs/comparison_cifar10")
     facts = record(folder)
+    RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(facts)}\n{END}{rest.split(END)[1]}")

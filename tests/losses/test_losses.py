@@ -140,7 +140,7 @@ def test_gkl_normalises_over_the_announced_batch() -> None:
     ("make", "message"),
     (
         (lambda: TRADES(inner="ikl"), "keeps no class prior"),
-        (lambda: PGDAT(inner="cw"), "loss.inner: expected one of ce, kl, margin, ikl, got 'cw'"),
+        (lambda: PGDAT(inner="cw"), "loss.inner: expected one of ce, kl, margin, dlr, ikl, got 'cw'"),
         (lambda: TRADES(beta=-1), "loss.beta: expected a number of at least 0, got -1"),
         (lambda: IKL(num_classes=1), "loss.num_classes: expected an integer of at least 2, got 1"),
         (lambda: IKL(num_classes=10, temperature=0), "loss.temperature: expected a number above 0, got 0"),
