@@ -1,6 +1,6 @@
 """Resident memory and speed of drawing batches from a generated set, beside a memory map of the same file.
 
-    python benchmarks/generated_rss.py [--images 2000000] [--steps 500] [--folder /tmp] [--set FILE] [--out FILE]
+    python benchmarks/generated_rss.py [--images 2000000] [--steps 6000] [--folder /tmp] [--set FILE] [--out FILE]
 
 Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed
 at the end) and starts three processes: one draws batches of 512 with 358 generated rows through the training loader,
@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from advtrain.data.arrays import ArraySplit, whole
+from advtrain.data.arrays import ArraySplit, Presentation, whole
+from advtrain.data.augmentations import Chain
 from advtrain.data.generated_loader import GeneratedLoader
 from advtrain.data.generated_set import npz_arrays, open_generated
 from advtrain.engine.run_directory import git_commit
@@ -86,7 +87,7 @@ def make_loader(split: ArraySplit, pool: Any, steps: int) -> GeneratedLoader:
         pool,
         generated_rows=GENERATED,
         class_balanced=False,
-        augment=lambda images, source: images,
+        presentation=Presentation(Chain()),
         steps_per_epoch=steps,
         batch_size=BATCH,
         seed=0,
@@ -99,7 +100,7 @@ def make_loader(split: ArraySplit, pool: Any, steps: int) -> GeneratedLoader:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2_000_000)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--set", type=Path, help="of such images, which is kept")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/generated_rss.json"))
