@@ -93,6 +93,8 @@ class Evidence:
         reference: of the paper, as arXiv:2305.13948; null for a recipe of this project.
         code: address of the published code, where there is one.
         differs: what is known to differ from the source, a sentence each.
+        measured: page in docs/ that holds what this project measured, for a recipe of many runs; the record of a single
+            run in results/ is found without it.
     """
 
     method: str
@@ -105,11 +107,16 @@ class Evidence:
     reference: str | None = None
     code: str | None = None
     differs: list[str] = field(default_factory=list)
+    measured: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("method", "source"):
             if not getattr(self, name).strip():
                 raise SettingError(f"evidence.{name}: expected words, got none; fill it in")
+        if self.measured is not None and not re.fullmatch(r"\w+\.md", self.measured):
+            raise SettingError(
+                f"evidence.measured: expected a page in docs/ such as comparison.md, got {self.measured!r}; correct it"
+            )
         checks.integer("evidence.images_per_epoch", self.images_per_epoch, low=1)
         checks.number("evidence.cost_pflop", self.cost_pflop, above=0)
         absent = [name for name, value in self.expected.accuracies().items() if value is None]

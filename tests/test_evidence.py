@@ -38,6 +38,7 @@ def test_a_complete_block_is_read() -> None:
         ({"sources": "x"}, r"did you mean evidence\.source\?"),
         ({"reference": "1901.08573"}, r"evidence\.reference: expected the form arXiv:2305\.13948"),
         ({"code": "github.com/x"}, r"evidence\.code: expected an address"),
+        ({"measured": "results/x.json"}, r"evidence\.measured: expected a page in docs/"),
         ({"cost_pflop": 0}, r"evidence\.cost_pflop: expected a number above 0"),
         ({"images_per_epoch": 0.5}, r"evidence\.images_per_epoch: expected a"),
         ({"expected": {"clean": 849.2, "tolerance": 1}, "unknown": "-"}, r"expected\.clean: .* from 0 to 100"),

@@ -95,7 +95,8 @@ def _recipes(
         what = f"{words.get('data', '')}, {words.get('model', '')}"
         source = f"{_arxiv(block.reference)}; {block.source}" if block.reference else block.source
         source += f" ([code]({block.code}))" if block.code else ""
-        ours = "<br>".join(_measured(receipt, block) for receipt in receipts[name]) or "**not run**"
+        elsewhere = f"[{block.measured}]({block.measured})" if block.measured else "**not run**"
+        ours = "<br>".join(_measured(receipt, block) for receipt in receipts[name]) or elsewhere
         link = f"[{name}](../configs/experiment/{name}.yaml)"
         rows.append((link, block.method, what, source, _expected(block), ours, f"{block.cost_pflop:g}"))
     return _table(("recipe", "method", "data, model", "source", "expected", "ours", "PFLOP"), rows)
