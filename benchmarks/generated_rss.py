@@ -11,7 +11,6 @@ one gathers as many images from a memory map, and one does nothing, for the libr
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,9 @@ from advtrain.data.augmentations import Chain
 from advtrain.data.generated_loader import GeneratedLoader
 from advtrain.data.generated_set import npz_arrays, open_generated
 from advtrain.engine.run_directory import git_commit
+from advtrain.evaluation.records import hardware, versions
 
+SEED = 0  # of orders
 BATCH, GENERATED = 512, 358  # arXiv:2302.04638
 BLOCK = 20_000
 WAYS = {
@@ -90,7 +91,7 @@ def make_loader(split: ArraySplit, pool: Any, steps: int) -> GeneratedLoader:
         presentation=Presentation(Chain()),
         steps_per_epoch=steps,
         batch_size=BATCH,
-        seed=0,
+        seed=SEED,
         rank=0,
         world_size=1,
         device="cpu",
@@ -125,8 +126,9 @@ def main() -> None:
     record = {
         "command": f"python benchmarks/generated_rss.py --images {arguments.images} --steps {arguments.steps}",
         "git_commit": git_commit(),
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "page_cache": "not controlled"},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "seed": SEED,
+        "hardware": {**hardware("cpu"), "page_cache": "not controlled"},
+        "versions": versions(),
         "file": {"images": arguments.images, "GB": round(size / 1e9, 3)},
         "batch": {"size": BATCH, "generated": GENERATED},
         **found,
