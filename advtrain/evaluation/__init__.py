@@ -11,17 +11,29 @@
 
 from advtrain.evaluation.evaluate import evaluate
 from advtrain.evaluation.records import Evaluation, Evidence, Result, write_record
-from advtrain.evaluation.settings import AutoAttackSettings, EvaluationSettings, PGDSettings
+from advtrain.evaluation.settings import (
+    AutoAttackSettings,
+    CorruptionSettings,
+    CurveSettings,
+    EvaluationSettings,
+    MaskingSettings,
+    PGDSettings,
+    ScreenSettings,
+)
 from advtrain.evaluation.verify import EvaluationError
 
 __all__ = [
     "AutoAttackSettings",
+    "CorruptionSettings",
+    "CurveSettings",
     "Evaluation",
     "EvaluationError",
     "EvaluationSettings",
     "Evidence",
+    "MaskingSettings",
     "PGDSettings",
     "Result",
+    "ScreenSettings",
     "evaluate",
     "write_record",
 ]

@@ -23,8 +23,8 @@ from pyautoattack import state as upstream_state
 from torch import Tensor, nn
 
 from advtrain import checks
-from advtrain.evaluation.attack_log import listening
 from advtrain.evaluation.autoattack import NORM_WORDS
+from advtrain.evaluation.autoattack.attack_log import listening
 from advtrain.types import SettingError
 
 DATASETS = ("cifar10", "cifar100", "imagenet")

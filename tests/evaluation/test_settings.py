@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from advtrain.config import config_dir, typed
-from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, PGDSettings
+from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, MaskingSettings, PGDSettings, ScreenSettings
 from advtrain.types import SettingError
 
 
@@ -45,7 +45,11 @@ def test_standard_is_the_default():
 
 
 def test_other_choices_differ_where_they_say():
-    assert settings("clean_pgd") == EvaluationSettings(autoattack=AutoAttackSettings(enabled=False))
+    lean = {"autoattack": AutoAttackSettings(enabled=False), "masking": MaskingSettings(enabled=False)}
+    assert settings("clean_pgd") == EvaluationSettings(second_checkpoint="none", **lean)
+    assert settings("screen") == EvaluationSettings(
+        second_checkpoint="none", screen=ScreenSettings(enabled=True), **lean
+    )
     assert settings("none") == EvaluationSettings(enabled=False)
 
 

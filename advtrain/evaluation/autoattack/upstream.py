@@ -1,7 +1,8 @@
-"""AutoAttack through its authors' code (PyPI's pyautoattack), with fallbacks where a model has few classes."""
+"""AutoAttack through its authors' code (PyPI's pyautoattack), unchanged: engine=upstream, and the tests' reference."""
 
+import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,12 @@ from pyautoattack import AutoAttack
 from pyautoattack import checks as upstream_checks
 from torch import Tensor, nn
 
-from advtrain.evaluation.attack_log import AttackLog, listening
+from advtrain.evaluation.autoattack.attack_log import AttackLog, listening
+from advtrain.evaluation.autoattack.plan import AttackPlan, describe, plans
 from advtrain.evaluation.settings import AutoAttackSettings
-from advtrain.types import Images, Labels, SettingError
+from advtrain.types import Images, Labels
 
 NORM_WORDS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}  # by the DLR loss and its targeted form; the other attacks need two
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def run_autoattack(
         logits = [model(part.to(device)) for part in x.split(settings.batch_size)]
     correct = int((torch.cat(logits).argmax(1).cpu() == y).sum())
     num_classes = logits[0].shape[1]
+    planned, fallback = plans(settings.version, settings.attacks, norm=norm, eps=eps, num_classes=num_classes)
     log = AttackLog(len(x), correct, report)
-    with listening(log), _undisturbed(device):
+    with listening(log), undisturbed(device):
         adversary: Any = AutoAttack(
             model,
             norm=NORM_WORDS[norm],  # pyright: ignore[reportArgumentType]
@@ -80,74 +82,72 @@ def run_autoattack(
             version=settings.version,  # pyright: ignore[reportArgumentType]
             attacks=list(settings.attacks) or None,  # pyright: ignore[reportArgumentType]
         )
-        used = _record(adversary, settings, _fit_classes(adversary, num_classes))
+        adversary.attacks_to_run = [plan.name for plan in planned]
+        for attack in (adversary.apgd_targeted, adversary.fab):
+            attack.n_target_classes = min(attack.n_target_classes, num_classes - 1)
         x_adv, predictions = adversary.run_standard_evaluation(x, y, batch_size=settings.batch_size)
     robust = predictions == y
-    return AutoAttackOutcome(x_adv, robust, _after(log, int(robust.sum())), list(log.flags.values()), used)
-
-
-def attacks_for(attacks: Sequence[str], num_classes: int) -> list[str]:
-    """`attacks` with what needs more classes replaced: apgd-t by apgd-dlr below 4 classes, nothing below 3."""
-    possible: list[str] = []
-    for attack in attacks:
-        if attack == "apgd-t" and num_classes < CLASSES_NEEDED["apgd-t"]:
-            attack = "apgd-dlr"
-        if num_classes >= CLASSES_NEEDED.get(attack, 2) and attack not in possible:
-            possible.append(attack)
-    return possible
-
-
-def _fit_classes(adversary: Any, num_classes: int) -> str | None:
-    """Adapts the attacks to the class count; says in one line what differs from the version's definition, if anything.
-
-    Raises:
-        SettingError: the user's own list of attacks would have to change, or there is only one class.
-    """
-    if num_classes < 2:
-        raise SettingError(f"AutoAttack: expected a model with 2 or more classes, got {num_classes}; check the model")
-    wanted = list(adversary.attacks_to_run)
-    possible = attacks_for(wanted, num_classes)
-    if possible != wanted and adversary.version == "custom":
-        raise SettingError(
-            f"eval.autoattack.attacks: expected attacks for {num_classes} classes, got {', '.join(wanted)} (apgd-dlr "
-            f"needs 3 classes, apgd-t 4); choose {', '.join(possible) or 'apgd-ce, fab-t, square'}"
-        )
-    adversary.attacks_to_run = possible
-    targets = min(9, num_classes - 1)
-    targeted = [attack for attack in possible if attack.endswith("-t")]
-    changes = []
-    if possible != wanted:
-        changes.append(f"{', '.join(possible)} instead of {', '.join(wanted)}")
-    for attack in (adversary.apgd_targeted, adversary.fab):
-        attack.n_target_classes = min(attack.n_target_classes, targets)
-    if targets < 9 and targeted:
-        changes.append(f"{targets} target class{'es' if targets > 1 else ''} instead of 9 in {', '.join(targeted)}")
-    return f"with {num_classes} classes: {'; '.join(changes)}" if changes else None
-
-
-def _record(adversary: Any, settings: AutoAttackSettings, fallback: str | None) -> dict[str, Any]:
-    return {
+    used = {
+        "engine": "upstream",
         "implementation": "pyautoattack",
         "version": settings.version,
-        "attacks": list(adversary.attacks_to_run),
+        **describe(planned),
         "fallback": fallback,
-        "parameters": {attack: _parameters(adversary, attack) for attack in adversary.attacks_to_run},
         "seed": settings.seed,
         "batch_size": settings.batch_size,
     }
+    return AutoAttackOutcome(x_adv, robust, _after(log, int(robust.sum())), list(log.flags.values()), used)
 
 
-def _parameters(adversary: Any, attack: str) -> dict[str, int]:
-    """What the attack will use, read from upstream's objects."""
-    if attack == "square":
-        return {"queries": adversary.square.n_queries, "restarts": adversary.square.n_restarts}
-    part = {"fab": adversary.fab, "fab-t": adversary.fab, "apgd-t": adversary.apgd_targeted}.get(attack, adversary.apgd)
-    parameters = {"iterations": part.n_iter, "restarts": 1 if attack == "fab-t" else part.n_restarts}
-    if attack.endswith("-t"):
-        parameters["target_classes"] = part.n_target_classes
-    if attack.startswith("apgd"):
-        parameters["eot"] = part.eot_iter
-    return parameters
+def perturb(model: nn.Module, x: Images, y: Labels, plan: AttackPlan, seed: int) -> Images:
+    """One attack on one batch, by upstream's own class.
+
+    Args:
+        model: images to logits, eager, in eval mode.
+        x: images in [0, 1] that are classified correctly, on the model's device.
+        y: labels, there too.
+        plan: the attack.
+        seed: of its random draws.
+
+    Returns:
+        Adversarial images; the clean image where none was found.
+    """
+    with listening(logging.NullHandler()), undisturbed(x.device), torch.no_grad():
+        adversary: Any = AutoAttack(
+            model,
+            norm=NORM_WORDS[plan.norm],  # pyright: ignore[reportArgumentType]
+            eps=plan.eps,
+            seed=seed,
+            device=x.device,
+            version="custom",
+            attacks=[plan.name],  # pyright: ignore[reportArgumentType]
+        )
+        attack = _fit(adversary, plan)
+        attack.seed = seed
+        return attack.perturb(x.clone(), y.clone())
+
+
+def _fit(adversary: Any, plan: AttackPlan) -> Any:
+    """Gives upstream's object for the attack the plan's numbers; returns the object."""
+    if plan.name == "square":
+        adversary.square.n_queries, adversary.square.n_restarts = plan.iterations, plan.restarts
+        return adversary.square
+    if plan.name in ("fab", "fab-t"):
+        attack = adversary.fab
+        attack.targeted = plan.name == "fab-t"
+    else:
+        attack = adversary.apgd_targeted if plan.name == "apgd-t" else adversary.apgd
+        attack.eot_iter, attack.use_largereps = plan.eot, plan.large_eps
+        attack.n_iter_orig = plan.iterations
+        attack.loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[plan.name]
+        # As in upstream's constructor.
+        attack.n_iter_2 = max(int(0.22 * plan.iterations), 1)
+        attack.n_iter_min = max(int(0.06 * plan.iterations), 1)
+        attack.size_decr = max(int(0.03 * plan.iterations), 1)
+    attack.n_iter, attack.n_restarts = plan.iterations, plan.restarts
+    if plan.target_classes:
+        attack.n_target_classes = plan.target_classes
+    return attack
 
 
 def _after(log: AttackLog, robust: int) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ def _after(log: AttackLog, robust: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _undisturbed(device: torch.device | str) -> Iterator[None]:
+def undisturbed(device: torch.device | str) -> Iterator[None]:
     """Keeps upstream's side effects in: it seeds the global generators, and its check for dynamic models ends any
     tracer (coverage, debugger) and counts over all models of the process."""
     tracer = sys.gettrace()
