@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import advtrain
-from advtrain.evaluation.statistics import wilson
+from advtrain.evaluation.statistics import wilson_interval
 from advtrain.types import Images, Labels
 
 RECORD = "evaluation.json"
@@ -50,7 +50,7 @@ class Result:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy, as fractions."""
-        return wilson(self.correct, self.n_examples)
+        return wilson_interval(self.correct, self.n_examples)
 
     def record(self) -> dict[str, Any]:
         return {

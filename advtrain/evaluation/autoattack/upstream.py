@@ -29,8 +29,7 @@ def run_whole(job: Job, settings: AutoAttackSettings, used: dict[str, Any]) -> A
         settings: version and attacks as they were asked for.
         used: what the outcome shall say ran.
     """
-    clean = job.clean()
-    log = AttackLog(len(job.x), int(clean.sum()), job.report)
+    log = AttackLog(len(job.x), int(job.clean().sum()), job.report)
     with listening(log), undisturbed(job.device):
         adversary: Any = AutoAttack(
             job.model,
@@ -47,7 +46,8 @@ def run_whole(job: Job, settings: AutoAttackSettings, used: dict[str, Any]) -> A
             _set_iterations(part, plan)
             if plan.target_classes:
                 part.n_target_classes = plan.target_classes
-        watch = _Watch(job, clean, log)
+        watch = _Watch(job, log)
+        adversary.get_logits = watch.logits
         for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square):
             part.perturb = watch.over(part.perturb)
         x_adv, predictions = adversary.run_standard_evaluation(job.x, job.y, batch_size=job.batch_size)
@@ -58,30 +58,53 @@ def run_whole(job: Job, settings: AutoAttackSettings, used: dict[str, Any]) -> A
 
 
 class _Watch:
-    """Sees which batch each of upstream's attacks returns, and so which attack broke which image.
-
-    Upstream keeps no account of it. The model is asked once more about each batch; the attacks do not notice.
+    """Sees which batch each of upstream's attacks returns and what the model then says of it, and so which attack broke
+    which image: upstream keeps no account of that. It adds no pass of the model.
     """
 
-    def __init__(self, job: Job, clean: Tensor, log: AttackLog) -> None:
+    def __init__(self, job: Job, log: AttackLog) -> None:
         self.job, self.log = job, log
-        self.broken_by = torch.where(clean, ROBUST, MISCLASSIFIED).to(torch.int8)
+        self._before: list[Tensor] = []  # predictions ahead of the first attack
+        self._pending: tuple[Tensor, Tensor] | None = None
         self._stage, self._batches = 0, iter(())
+        self._broken_by: Tensor | None = None
+
+    @property
+    def broken_by(self) -> Tensor:
+        if self._broken_by is None:
+            # The last predictions ahead of the attacks are of all images, batch by batch; those before are checks.
+            batches = -(-len(self.job.x) // self.job.batch_size)
+            clean = torch.cat(self._before[-batches:]) == self.job.y
+            self._broken_by = torch.where(clean, ROBUST, MISCLASSIFIED).to(torch.int8)
+        return self._broken_by
 
     def over(self, perturb: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """An attack that leaves its batch here."""
+
         def watched(x: Tensor, y: Tensor) -> Tensor:
             x_adv = perturb(x, y)
-            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.job.device)):
-                broken = (self.job.model(x_adv).argmax(1) != y).cpu()
-            if self._stage != len(self.log.stages):
-                self._stage = len(self.log.stages)
-                self._batches = iter((self.broken_by == ROBUST).nonzero().flatten().split(self.job.batch_size))
-            rows = next(self._batches)
-            names = [plan.name for plan in self.job.planned]
-            self.broken_by[rows[broken]] = names.index(self.log.stages[-1].attack)
+            self._pending = x_adv, y
             return x_adv
 
         return watched
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What upstream takes its verdicts from."""
+        logits = self.job.model(x)
+        if not self.log.stages:
+            self._before.append(logits.argmax(1).cpu())
+        elif self._pending is not None and x is self._pending[0]:
+            self._verdict((logits.argmax(1) != self._pending[1]).cpu())
+        return logits
+
+    def _verdict(self, broken: Tensor) -> None:
+        if self._stage != len(self.log.stages):  # another attack, on the images that are robust now
+            self._stage = len(self.log.stages)
+            self._batches = iter((self.broken_by == ROBUST).nonzero().flatten().split(self.job.batch_size))
+        rows = next(self._batches)
+        names = [plan.name for plan in self.job.planned]
+        self.broken_by[rows[broken]] = names.index(self.log.stages[-1].attack)
+        self._pending = None
 
 
 def attack_batch(model: nn.Module, x: Images, y: Labels, plan: AttackPlan, seed: int) -> Found:
