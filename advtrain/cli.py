@@ -52,11 +52,11 @@ def train() -> None:
 
 @reported
 def evaluate() -> None:
-    """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo."""
+    """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo, or re-check images."""
     arguments = _start("eval", sys.argv[1:])
     arguments = [_source(word, first=i == 0) for i, word in enumerate(arguments)]
     compose("eval", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("eval", arguments, lambda config, hydra: _finish().evaluation_run(config))
+    _hydra_main("eval", arguments, lambda config, hydra: _evaluation(config))
 
 
 @reported
@@ -160,6 +160,15 @@ def _runs() -> Any:
     from advtrain import runs  # heavy: PyTorch and all parts
 
     return runs
+
+
+def _evaluation(config: dict[str, Any]) -> None:
+    if config["verify"] is None:
+        _finish().evaluation_run(config)
+        return
+    from advtrain.confirm import confirm
+
+    confirm(config)
 
 
 def _finish() -> Any:

@@ -52,9 +52,13 @@ EVALUATE = """\
 advtrain-eval: clean accuracy, PGD-20 and AutoAttack of a trained model
 
 usage: advtrain-eval model=WHAT [KEY=VALUE ...]
+       advtrain-eval verify=EVALUATION [model=WHAT]
 
 WHAT is a run directory, a checkpoint file, an exported bundle, or robustbench:<name> of RobustBench's model zoo
 (needs the extra advtrain[robustbench] and the weights in model_dir).
+
+EVALUATION is the folder of an earlier evaluation or its adversarial.npz: every stored image is checked again in
+float32, in [0, 1], in the ball and classified as its verdict says; a disagreement ends with exit code 1.
 
 groups and their choices
 {groups}
@@ -65,6 +69,11 @@ examples
   advtrain-eval model=checkpoints/cifar10_cpu data_root=/datasets eval.autoattack.n_examples=500
   advtrain-eval model=runs/quickstart-seed0 eps=0.1 eval.autoattack.version=custom eval.autoattack.attacks=[apgd-ce]
   advtrain-eval model=robustbench:Wang2023Better_WRN-28-10 dataset=cifar10 model_dir=models data_root=/datasets
+  advtrain-eval verify=runs/quickstart-seed0
+  torchrun --nproc-per-node=2 -m advtrain eval model=runs/quickstart-seed0
+
+A killed evaluation goes on when the same command is given again; several processes share the work and give the same
+verdicts as one.
 
 results: evaluation.json and adversarial.npz in out=FOLDER; by default runs/eval-<model>-<norm>-<eps>/
 """

@@ -75,9 +75,10 @@ def train_run(config: dict[str, Any], name: str) -> None:
         if distributed.is_main():
             console.print(_opening(trainer, parts, directory))
         trainer.fit()
-        distributed.leave()  # the others are done; evaluation may take longer than a collective may wait
-    if distributed.is_main():
-        _conclude(config, parts, trainer, directory)
+        record = _evaluated(config, parts, trainer, directory)
+        distributed.leave()
+    if distributed.is_main() and record is not None:
+        _conclude(config, parts, record, directory)
 
 
 def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
@@ -249,15 +250,22 @@ def _overfitting_watch(settings: TrainerSettings) -> str:
     )
 
 
-def _conclude(config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path) -> None:
-    from advtrain.finish import evaluate_run, export_and_verify, show
+def _evaluated(
+    config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path
+) -> dict[str, Any] | None:
+    """The record of the evaluation, which all processes share; None where there is none."""
+    from advtrain.finish import evaluate_run
 
     position = trainer.position
     console.print(
         f"trained {position.epoch} epochs in {duration(position.seconds)}; best held-out robust accuracy "
         f"{position.best_robust:.2%} (clean {position.best_clean:.2%}) after epoch {position.best_epoch}"
     )
-    record = evaluate_run(config, parts, directory)
-    if record is not None:
-        bundle = export_and_verify(config, parts["export"], record, directory)
-        show(record, directory, bundle)
+    return evaluate_run(config, parts, directory)
+
+
+def _conclude(config: dict[str, Any], parts: dict[str, Any], record: dict[str, Any], directory: Path) -> None:
+    from advtrain.finish import export_and_verify, show
+
+    bundle = export_and_verify(config, parts["export"], record, directory)
+    show(record, directory, bundle)
