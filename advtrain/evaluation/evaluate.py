@@ -1,8 +1,7 @@
 """Clean accuracy, PGD and AutoAttack of one model on one split, in float32, each verdict re-checked from its image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,18 +9,14 @@ from torch import nn
 from advtrain import checks, distributed
 from advtrain.data.base import Split
 from advtrain.evaluation.autoattack import NORM_WORDS
-from advtrain.evaluation.measurements import Measured, Measurements
+from advtrain.evaluation.measurements import Measurements
 from advtrain.evaluation.modes import eager, exact_float32, frozen
+from advtrain.evaluation.parts import PARTS
 from advtrain.evaluation.records import UNFINISHED, Evaluation
 from advtrain.evaluation.settings import EvaluationSettings
 
-Part = Callable[[Measurements, Mapping[str, Measured]], Any]
-
 # Accuracies, in the order they are measured; the strongest attack last. Batches are shared out among the processes.
 ATTACKS = ("pgd", "screen", "autoattack")
-# Further entries of the record, in the order they are made, each by a function of the measurements and of what was
-# measured so far. The main process makes them alone, so they call nothing that all processes take part in.
-PARTS: dict[str, Part] = {}
 
 
 def evaluate(
@@ -34,6 +29,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
+    surrogate: Callable[[], nn.Module | None] = lambda: None,
 ) -> Evaluation:
     """Measures `model` on `split`: clean accuracy, then the attacks and checks that `settings` enable.
 
@@ -50,6 +46,8 @@ def evaluate(
         progress: takes readable lines as the work goes on.
         folder: where the result will be saved. What is finished of an attack is kept there until then, so that the
             same call goes on after a kill; nothing is kept when None.
+        surrogate: makes an ordinary model for the same classes, on which the masking checks make images that shall
+            transfer; asked for when they run.
 
     Raises:
         SettingError: a setting does not fit the model.
@@ -58,7 +56,7 @@ def evaluate(
     checks.choice("threat.norm", norm, tuple(NORM_WORDS))
     radius = checks.radius("threat.eps", eps, norm)
     unfinished = None if folder is None else folder / UNFINISHED
-    run = Measurements(eager(model), split, norm, radius, settings, device, progress or _silent, unfinished)
+    run = Measurements(eager(model), split, norm, radius, settings, device, progress or _silent, unfinished, surrogate)
     with frozen(model), exact_float32():
         measured = {"clean": run.clean()}
         for name in ATTACKS:

@@ -61,6 +61,7 @@ class Measurements:
         device: where the model is.
         report: takes lines of progress.
         unfinished: folder for what is worth keeping of a measurement that is not over; none: nothing is kept.
+        surrogate: makes an ordinary model for the same classes; see `evaluation.masking`.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class Measurements:
     device: torch.device | str
     report: Callable[[str], None]
     unfinished: Path | None = None
+    surrogate: Callable[[], nn.Module | None] = lambda: None
 
     def clean(self) -> Measured:
         started = time.monotonic()
