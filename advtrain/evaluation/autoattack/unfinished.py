@@ -77,10 +77,10 @@ class Unfinished:
         if self.folder is None or not (path := self._path(number, name, index)).is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {key: torch.from_numpy(stored[key]) for key in Batch._fields if key != "seconds"}
                 batch = Batch(**arrays, seconds=float(stored["seconds"]))
-        except (OSError, ValueError, KeyError, BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None  # damaged: the batch is attacked again
         return batch if torch.equal(batch.rows, rows) else None
 

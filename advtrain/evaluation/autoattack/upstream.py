@@ -42,10 +42,7 @@ def run_whole(job: Job, settings: AutoAttackSettings, used: dict[str, Any]) -> A
         )
         adversary.attacks_to_run = [plan.name for plan in job.planned]
         for plan in job.planned:
-            part = _part(adversary, plan.name)
-            _set_iterations(part, plan)
-            if plan.target_classes:
-                part.n_target_classes = plan.target_classes
+            _set_numbers(_part(adversary, plan.name), plan)
         watch = _Watch(job, log)
         adversary.get_logits = watch.logits
         for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square):
@@ -148,13 +145,18 @@ def _part(adversary: Any, name: str) -> Any:
     return parts.get(name, adversary.apgd_targeted if name == "apgd-t" else adversary.apgd)
 
 
-def _set_iterations(attack: Any, plan: AttackPlan) -> None:
+def _set_numbers(attack: Any, plan: AttackPlan) -> None:
+    """Those of the plan; for a whole version they are what upstream's constructor has set already."""
+    if plan.name != "fab-t":  # upstream's run sets it when fab-t begins, after fab
+        attack.n_restarts = plan.restarts
+    if plan.target_classes:
+        attack.n_target_classes = plan.target_classes
     if plan.name == "square":
         attack.n_queries = plan.iterations
         return
     attack.n_iter = plan.iterations
     if plan.name.startswith("apgd"):
-        attack.n_iter_orig = plan.iterations
+        attack.eot_iter, attack.use_largereps, attack.n_iter_orig = plan.eot, plan.large_eps, plan.iterations
         # As in upstream's constructor.
         attack.n_iter_2 = max(int(0.22 * plan.iterations), 1)
         attack.n_iter_min = max(int(0.06 * plan.iterations), 1)
@@ -162,17 +164,14 @@ def _set_iterations(attack: Any, plan: AttackPlan) -> None:
 
 
 def _fit(adversary: Any, plan: AttackPlan) -> Any:
-    """Gives upstream's object for the attack the plan's numbers; returns the object."""
+    """Upstream's object for the attack alone, with the plan's numbers."""
     attack = _part(adversary, plan.name)
-    _set_iterations(attack, plan)
+    _set_numbers(attack, plan)
+    attack.n_restarts = plan.restarts
     if plan.name.startswith("fab"):
         attack.targeted = plan.name == "fab-t"
     elif plan.name != "square":
-        attack.eot_iter, attack.use_largereps = plan.eot, plan.large_eps
         attack.loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[plan.name]
-    attack.n_restarts = plan.restarts
-    if plan.target_classes:
-        attack.n_target_classes = plan.target_classes
     return attack
 
 
