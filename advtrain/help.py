@@ -69,6 +69,7 @@ examples
   advtrain-eval model=checkpoints/cifar10_cpu data_root=/datasets eval.autoattack.n_examples=500
   advtrain-eval model=runs/quickstart-seed0 eps=0.1 eval.autoattack.version=custom eval.autoattack.attacks=[apgd-ce]
   advtrain-eval model=robustbench:Wang2023Better_WRN-28-10 dataset=cifar10 model_dir=models data_root=/datasets
+  advtrain-eval model=robustbench:Rice2020Overfitting norm=l2 leaderboard=robustbench/model_info
   advtrain-eval verify=runs/quickstart-seed0
   torchrun --nproc-per-node=2 -m advtrain eval model=runs/quickstart-seed0
 

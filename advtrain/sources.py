@@ -14,6 +14,7 @@ from advtrain.composition import choices, own_settings
 from advtrain.config import architecture_of, build, config_dir
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
+from advtrain.report import load
 from advtrain.types import SettingError
 
 ZOO_PREFIX = "robustbench:"
@@ -133,12 +134,20 @@ def _bundle(path: Path, config: dict[str, Any], device: torch.device) -> Source:
 
 
 def _zoo(name: str, config: dict[str, Any], device: torch.device) -> Source:
-    from advtrain.evaluation.robustbench import load_zoo_model
+    from advtrain.evaluation.robustbench import load_zoo_model, zoo_norm
 
-    norm = config["norm"] or "linf"
-    data = _data(config["dataset"])
-    model = load_zoo_model(name, dataset=config["dataset"], threat_norm=norm, model_dir=config["model_dir"])
-    return Source(name, model.to(device).float().eval(), data, norm, str(data["threat_eps"]))
+    dataset = config["dataset"]
+    board = zoo_norm(name, dataset=dataset, norm=config["norm"])
+    data, norm = _data(dataset), config["norm"] or board
+    eps = config["eps"] or load(config["leaderboard"]).eps(dataset, norm)
+    if eps is None:
+        raise SettingError(
+            f"eps: expected a radius, since RobustBench has no {dataset} board for norm={norm}, got none; add eps=…"
+        )
+    model = load_zoo_model(
+        name, dataset=dataset, threat_norm=board, model_dir=config["model_dir"], download=config["download"]
+    )
+    return Source(name, model.to(device).float().eval(), data, norm, str(eps))
 
 
 def _data(name: str) -> dict[str, Any]:
