@@ -250,7 +250,8 @@ def _overfitting_watch(settings: TrainerSettings) -> str:
 
 
 def _conclude(config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path) -> None:
-    from advtrain.finish import evaluate_run, export_and_verify, show
+    from advtrain.finish import evaluate_run, show
+    from advtrain.publish import export_and_verify
 
     position = trainer.position
     console.print(
