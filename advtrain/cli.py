@@ -66,7 +66,7 @@ def export() -> None:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         arguments[0] = f"run={_quoted(arguments[0])}"
     compose("export", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("export", arguments, lambda config, hydra: _finish().export_run(config))
+    _hydra_main("export", arguments, lambda config, hydra: _publish().export_run(config))
 
 
 def _start(command: str, arguments: Sequence[str]) -> list[str]:
@@ -175,6 +175,12 @@ def _finish() -> Any:
     from advtrain import finish
 
     return finish
+
+
+def _publish() -> Any:
+    from advtrain import publish
+
+    return publish
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""How a run ends: evaluation, bundle, verification, and what the person sees of them."""
+"""How a run ends: evaluation, and what the person sees of it and of the bundle."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,15 @@ import torch
 from rich.table import Table
 
 from advtrain import checks, distributed
-from advtrain.config import ThreatSettings, architecture_of, build, typed
+from advtrain.config import ThreatSettings, build, typed
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
 from advtrain.evaluation import EvaluationSettings, evaluate, title
 from advtrain.evaluation.statistics import wilson_interval
-from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
+from advtrain.export import Bundle, Verification
+from advtrain.publish import ARRAYS_FILE, EVALUATION_FILE
 from advtrain.sources import averaged_model, described, find
-from advtrain.types import SettingError
-
-EVALUATION_FILE = "evaluation.json"
-ARRAYS_FILE = "adversarial.npz"
 
 
 def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> dict[str, Any] | None:
@@ -54,48 +50,6 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     source = {"run": directory.name, "checkpoint": settings.checkpoint, "seed": config["seed"]}
     result.save(directory, source=source | {"git_commit": directories.git_commit()})
     return json.loads(path.read_text())
-
-
-def export_and_verify(
-    config: dict[str, Any],
-    metadata: ExportMetadata,
-    record: dict[str, Any],
-    directory: Path,
-    out: Path | None = None,
-    *,
-    trusted: bool = True,
-) -> tuple[Bundle, Verification] | None:
-    """Writes the bundle of an evaluated run and verifies it in a fresh process; None where there is nothing to prove.
-
-    Raises:
-        VerificationError: the bundle does not hold what it says.
-    """
-    if not (directory / ARRAYS_FILE).is_file():
-        console.print("no bundle: the evaluation ran no attack, so there is nothing to verify it by")
-        return None
-    checkpoint = directory / "checkpoints" / f"{record['source']['checkpoint']}.pt"
-    model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=trusted)
-    arguments = {key: value for key, value in architecture_of(config["model"]).items() if key != "_target_"}
-    bundle = export_bundle(
-        model,
-        model_target=config["model"]["_target_"],
-        model_arguments=arguments,
-        dataset=data_name(config),
-        eps_text=str(config["threat"]["eps"]),
-        norm=config["threat"]["norm"],
-        record=record,
-        arrays_path=directory / ARRAYS_FILE,
-        metadata=metadata,
-        directory=out or directory / "export",
-        recipe=config,
-    )
-    return bundle, verify_bundle(bundle.directory)
-
-
-def data_name(config: dict[str, Any]) -> str:
-    """The dataset's name as leaderboards write it: that of its class."""
-    module, _, name = config["data"]["_target_"].rpartition(".")
-    return getattr(import_module(module), name).name
 
 
 def evaluation_run(config: dict[str, Any]) -> None:
@@ -142,35 +96,7 @@ def evaluation_device(config: dict[str, Any]) -> torch.device:
     return device
 
 
-def export_run(config: dict[str, Any]) -> None:
-    """`advtrain-export`: writes the bundle of an evaluated run and verifies it, or verifies a bundle.
-
-    Raises:
-        SettingError: something cannot be used.
-        VerificationError: the bundle does not hold what it says.
-    """
-    if (config["run"] is None) == (config["verify"] is None):
-        raise SettingError("expected run=FOLDER or verify=BUNDLE, got neither or both; give one of them")
-    if config["verify"] is not None:
-        console.print(f"verified: {verify_bundle(Path(config['verify']))}")
-        return
-    directory = Path(config["run"])
-    stored = directories.load_config(directory)
-    path = directory / EVALUATION_FILE
-    if not path.is_file():
-        raise SettingError(f"run: expected a run with {EVALUATION_FILE}, got {directory} without; train it to the end")
-    metadata = typed(ExportMetadata, config["export"], "export")
-    record = json.loads(path.read_text())
-    out = None if config["out"] is None else Path(config["out"])
-    finished = export_and_verify(stored, metadata, record, directory, out, trusted=config["trust"])
-    if finished is not None:
-        bundle, verification = finished
-        console.print(f"bundle    {bundle.directory}\nverified  {verification}")
-        for line in (*bundle.to_fill, *bundle.obstacles):
-            console.print(f"note      {line}")
-
-
-def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification] | None) -> None:
+def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification | None] | None) -> None:
     """The final table and where everything is."""
     threat = record["threat"]
     table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
@@ -198,8 +124,9 @@ def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verifi
     ]
     if finished is not None:
         bundle, verification = finished
-        lines.append(("bundle", bundle.directory))
-        lines.append(("", f"verified: {verification}"))
+        lines.append(("submission" if bundle.target == "leaderboard" else "archive", bundle.directory))
+        if verification is not None:
+            lines.append(("", f"verified: {verification}"))
     for label, path in lines:
         exists = not isinstance(path, Path) or path.exists()
         if exists:

@@ -265,7 +265,8 @@ def _evaluated(
 
 
 def _conclude(config: dict[str, Any], parts: dict[str, Any], record: dict[str, Any], directory: Path) -> None:
-    from advtrain.finish import export_and_verify, show
+    from advtrain.finish import show
+    from advtrain.publish import export_and_verify
 
     bundle = export_and_verify(config, parts["export"], record, directory)
     show(record, directory, bundle)
