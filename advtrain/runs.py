@@ -225,10 +225,9 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         lines.append(f"where x'  maximises {objectives.formula(loss.inner_objective)}, {parts['attack'].describe()}")
         mode = f"{settings.attack_batchnorm} mode" if trainer.warm_start is None else "train mode, as in the step"
         lines.append(f"          with BatchNorm in {mode}")
-        if parts["attack"].single_step:
-            lines.append(_overfitting_watch(settings))
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
+    lines += _selection(trainer)
     precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
         " with bfloat16 autocast" if trainer.numerics.autocast else ""
     )
@@ -239,15 +238,18 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     return "\n".join(lines)
 
 
-def _overfitting_watch(settings: TrainerSettings) -> str:
-    """What watches an attack of one step, and what to look for."""
-    watch = settings.validation
-    attack = f"margin PGD of {watch.restarts} × {watch.steps} steps"
-    remedy = "" if watch.steps > 1 else " (one step sees nothing: set trainer.validation.steps=10)"
-    return (
-        f"watch     one-step attacks can overfit catastrophically: validation by {attack}{remedy} shows it as "
-        "validation_robust falling to near 0 while robust_accuracy rises; best.pt keeps the best epoch"
-    )
+def _selection(trainer: Trainer) -> list[str]:
+    """What chooses best.pt, and what watches an attack of one step."""
+    settings, attack = trainer.settings.validation, trainer.parts.attack
+    images = f"{len(trainer.held_out.subset(settings.n_examples)):,} held-out images"
+    lines = [
+        f"select    best.pt by robust accuracy on {images}: {trainer.selection.describe()}",
+        f"          (chosen to differ from training: {trainer.selection.reason})",
+    ]
+    if trainer.parts.loss.needs_attack and attack is not None and attack.single_step:
+        blind = "" if settings.steps > 1 else "; one step sees little: set trainer.validation.steps=10"
+        lines.append(f"watch     one-step attacks can overfit catastrophically; a warning names the epoch{blind}")
+    return lines
 
 
 def _evaluated(
