@@ -42,10 +42,15 @@ class APGD(Attack):
         self.init = checks.choice("attack.init", init, ("none", "uniform"))
         self._geometry = norm_named(norm)
 
-    def __call__(self, objective: Objective, x: Images, *, generator: Source = None) -> Images:
+    def __call__(
+        self, objective: Objective, x: Images, *, generator: Source = None, start: Images | None = None
+    ) -> Images:
         """Finds adversarial images; arguments and result as for `PGD`."""
         x = x.detach()
-        current = previous = ascent.start(self._geometry, x, self.eps, self.init, generator)
+        if start is None:
+            current = previous = ascent.start(self._geometry, x, self.eps, self.init, generator)
+        else:
+            current = previous = self._inside(x, start.detach())
         search = _Search(current, 2 * self.eps)
         turning = checkpoints(self.steps)
         for k in range(self.steps):

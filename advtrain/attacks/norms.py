@@ -127,7 +127,8 @@ class L1:
     def uniform(self, x: Images, eps: float, generator: Source) -> Images:
         # Exponential lengths with random signs, over their sum, are uniform on the sphere; U^(1/d) fills the ball.
         signed = uniform_like(x, -1, 1, generator)
-        exponential = -torch.log1p(-signed.abs())
+        # -1 itself comes up once in 2^24 draws; its length would be infinite, and the image nan.
+        exponential = -torch.log1p(-signed.abs().clamp(max=1 - torch.finfo(x.dtype).eps / 2))
         shrink = uniform_like(x[:, :1, :1, :1], 0, 1, generator) ** (1 / x[0].numel())
         total = exponential.flatten(1).sum(1).clamp_min(1e-12).view(-1, 1, 1, 1)
         return exponential * signed.sign() / total * shrink * eps

@@ -58,19 +58,22 @@ class PGD(Attack):
         self._relative_step_size = relative_step_size
         self._geometry = norm_named(norm)
 
-    def __call__(self, objective: Objective, x: Images, *, generator: Source = None) -> Images:
+    def __call__(
+        self, objective: Objective, x: Images, *, generator: Source = None, start: Images | None = None
+    ) -> Images:
         """Finds adversarial images.
 
         Args:
             objective: images (n, c, h, w) → loss per image (n,); differentiable in the images.
             x: clean images in [0, 1], shape (n, c, h, w).
             generator: where random starts come from; torch's global generator when not given.
+            start: images that the first start is taken from in place of `init`, brought into the ball first.
 
         Returns:
             Images in [0, 1] within `eps` of `x`, same shape, dtype and device, detached.
         """
         x = x.detach()
-        best = self._climb(objective, x, generator)
+        best = self._climb(objective, x, generator, start)
         if self.restarts == 1:
             return best
         best_value = ascent.values(objective, best)
@@ -116,8 +119,11 @@ class PGD(Attack):
         steps = f"{self.steps} step{'s' if self.steps > 1 else ''} of {self.step_size:.5g}"
         return f"{ascent.ball(self.norm, self.eps)}, {steps} from {start}{restarts}"
 
-    def _climb(self, objective: Objective, x: Images, generator: Source) -> Images:
-        x_adv = ascent.start(self._geometry, x, self.eps, self.init, generator, self.gaussian_scale)
+    def _climb(self, objective: Objective, x: Images, generator: Source, start: Images | None = None) -> Images:
+        if start is None:
+            x_adv = ascent.start(self._geometry, x, self.eps, self.init, generator, self.gaussian_scale)
+        else:
+            x_adv = self._geometry.inside(x, start.detach(), self.eps)
         for _ in range(self.steps):
             _, gradient = ascent.value_and_gradient(objective, x_adv)
             x_adv = self._geometry.inside(x, self._geometry.step(x_adv, gradient, self.step_size), self.eps)
