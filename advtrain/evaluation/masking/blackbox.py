@@ -10,11 +10,12 @@ from advtrain.evaluation.masking.evidence import AutoAttackEvidence
 from advtrain.evaluation.masking.iterative import share
 from advtrain.evaluation.masking.subject import Subject, objective_of
 from advtrain.evaluation.masking.whitebox import WhiteBox, planned
+from advtrain.evaluation.modes import frozen
 from advtrain.losses.objectives import CrossEntropy
 
 ALONE = 0.02
 QUERIES = 300  # of Square, where AutoAttack's 5,000 did not run
-TRANSFER_STEPS = 20
+TRANSFER_STEPS = 10
 BLACK_BOX_SOURCE = (
     "Athalye, Carlini & Wagner, arXiv:1802.00420, section 3.1: black-box attacks must not beat white-box ones; Square: "
     "Andriushchenko et al., arXiv:1912.00049; Uesato et al., arXiv:1802.05666; passes up to 2 % of the images that it "
@@ -48,12 +49,12 @@ def transfer(subject: Subject, white: WhiteBox, surrogate: nn.Module | None) -> 
         attack = PGD(norm="l1", eps=subject.eps, steps=TRANSFER_STEPS)
     else:
         attack = APGD(norm=subject.norm, eps=subject.eps, steps=TRANSFER_STEPS)
-    surrogate = surrogate.to(subject.device)
 
     def on_surrogate(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return attack(objective_of(surrogate, CrossEntropy(y)), x, generator=generator)
 
-    _, correct = subject.attack("transfer", on_surrogate, white.robust)
+    with frozen(surrogate):
+        _, correct = subject.attack("transfer", on_surrogate, white.robust)
     count = int((white.robust & ~correct).sum())
     reason = f"images made on the other model break {count} of the {int(white.robust.sum())} that white-box left"
     return share("transfer", count, len(subject), ALONE, reason, TRANSFER_SOURCE)

@@ -42,9 +42,9 @@ class Check:
         return content | ({"details": dict(self.details)} if self.details else {})
 
     def __str__(self) -> str:
-        measured = "" if self.value is None or self.threshold is None else f"{self.value:.1%} ≤ {self.threshold:.1%}"
-        if self.passed is False:
-            measured = measured.replace("≤", ">")
+        measured = ""
+        if self.value is not None and self.threshold is not None:
+            measured = f"{self.value:.1%} {'>' if self.value > self.threshold else '≤'} {self.threshold:.1%}"
         return f"{self.name:<14} {WORDS[self.passed]:<7} {measured:<15} {self.reason}"
 
 

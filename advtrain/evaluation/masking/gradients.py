@@ -1,5 +1,7 @@
 """Gradients that are exactly zero."""
 
+from dataclasses import replace
+
 import torch
 
 from advtrain.attacks import ascent
@@ -43,10 +45,9 @@ def zero_gradients(subject: Subject) -> Check:
         f"no gradient at all: {counts['ce']} (cross-entropy), {counts['dlr']} (DLR) of {len(subject)} images; "
         f"{share_of_pixels:.1%} of the others' pixels"
     )
-    check = share("zero_gradients", without, len(subject), IMAGES, reason, SOURCE)
     details = {"ce": counts["ce"], "dlr": counts["dlr"], "pixels": share_of_pixels}
-    passed = bool(check.passed) and share_of_pixels <= PIXELS
-    return Check(check.name, passed, check.value, check.threshold, reason, SOURCE, details)
+    check = share("zero_gradients", without, len(subject), IMAGES, reason, SOURCE, details)
+    return replace(check, passed=bool(check.passed) and share_of_pixels <= PIXELS)
 
 
 def _absent(gradient: torch.Tensor) -> torch.Tensor:

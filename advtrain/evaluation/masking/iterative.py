@@ -1,5 +1,8 @@
 """What the gradient attacks say of each other: steps, starts, objectives."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from advtrain.evaluation.masking.check import Check
@@ -90,10 +93,13 @@ def more_steps(white: WhiteBox) -> Check:
     return Check("more_steps", excess <= limit, excess / n, limit / n, reason, MORE_STEPS_SOURCE)
 
 
-def share(name: str, count: int, n: int, rate: float, reason: str, source: str) -> Check:
+def share(
+    name: str, count: int, n: int, rate: float, reason: str, source: str, details: Mapping[str, Any] | None = None
+) -> Check:
     """Passes when `count` of `n` images agree with a true share of at most `rate`."""
     limit = allowed(n, rate)
-    return Check(name, count <= limit, count / n, limit / n, reason, source, {"count": count, "rate": rate})
+    counted = {"count": count, "rate": rate} | dict(details or {})
+    return Check(name, count <= limit, count / n, limit / n, reason, source, counted)
 
 
 def _of(correct: torch.Tensor) -> str:
