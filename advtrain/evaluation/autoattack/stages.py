@@ -19,7 +19,7 @@ from advtrain.evaluation.autoattack.estimate import Estimate
 from advtrain.evaluation.autoattack.job import BatchAttack, Job
 from advtrain.evaluation.autoattack.outcome import MISCLASSIFIED, ROBUST, AutoAttackOutcome
 from advtrain.evaluation.autoattack.unfinished import Batch, Unfinished
-from advtrain.evaluation.autoattack.upstream import undisturbed
+from advtrain.evaluation.autoattack.upstream import check_model, undisturbed
 
 
 def run_in_stages(
@@ -36,7 +36,8 @@ def run_in_stages(
         used: what the outcome shall say ran.
     """
     flags = Flags(job.report)
-    _check_model(job, flags, randomised)
+    first = slice(job.batch_size)
+    check_model(job.model, job.x[first].to(job.device), job.y[first].to(job.device), flags, randomised=randomised)
     clean = distributed.on_main(job.clean)
     x_adv = job.x.clone()
     broken_by = torch.where(clean, ROBUST, MISCLASSIFIED).to(torch.int8)
@@ -94,16 +95,6 @@ def attack_and_judge(job: Job, attack: BatchAttack, number: int, rows: Tensor) -
         broken = job.model(found.images).argmax(1) != y
         images = found.images[broken].detach().cpu()
     return Batch(rows, broken.cpu(), images, found.zero_gradients.cpu(), time.monotonic() - started)
-
-
-def _check_model(job: Job, flags: Flags, randomised: bool) -> None:
-    """Upstream's own checks of the model, on the first batch; they warn."""
-    x, y = job.x[: job.batch_size].to(job.device), job.y[: job.batch_size].to(job.device)
-    with listening(flags) as logger, undisturbed(job.device):
-        if not randomised:
-            upstream_checks.check_randomized(job.model, x, y, bs=job.batch_size, logger=logger)
-        upstream_checks.check_range_output(job.model, x, logger=logger)
-        upstream_checks.check_dynamic(job.model, x, False, logger=logger)
 
 
 def _check_square(after: list[dict[str, Any]], flags: Flags) -> None:

@@ -10,7 +10,7 @@ from pyautoattack import AutoAttack
 from pyautoattack import checks as upstream_checks
 from torch import Tensor, nn
 
-from advtrain.evaluation.autoattack.attack_log import AttackLog, ZeroGradients, listening
+from advtrain.evaluation.autoattack.attack_log import AttackLog, Flags, ZeroGradients, listening
 from advtrain.evaluation.autoattack.exact import Found
 from advtrain.evaluation.autoattack.job import Job
 from advtrain.evaluation.autoattack.outcome import MISCLASSIFIED, ROBUST, AutoAttackOutcome
@@ -185,6 +185,22 @@ def _after(log: AttackLog, robust: int) -> list[dict[str, Any]]:
             {"attack": stage.attack, "correct": correct, "accuracy": correct / log.n_examples, "seconds": seconds}
         )
     return after
+
+
+def check_model(model: nn.Module, x: Images, y: Labels, flags: Flags, *, randomised: bool = False) -> None:
+    """Upstream's own checks of a model, whatever engine runs: is it random, dynamic, are its outputs logits?
+
+    Args:
+        model: images to logits, eager: a compiled one is taken for dynamic.
+        x, y: one batch, on the model's device.
+        flags: takes the warnings.
+        randomised: the model is known to be, and is not to be warned about.
+    """
+    with listening(flags) as logger, undisturbed(x.device):
+        if not randomised:
+            upstream_checks.check_randomized(model, x, y, bs=len(x), logger=logger)
+        upstream_checks.check_range_output(model, x, logger=logger)
+        upstream_checks.check_dynamic(model, x, False, logger=logger)
 
 
 @contextmanager

@@ -1,13 +1,10 @@
 """AutoAttack's own warnings."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from pyautoattack import checks as upstream_checks
-
-from advtrain.evaluation.autoattack.attack_log import AttackLog, listening
-from advtrain.evaluation.autoattack.upstream import undisturbed
+from advtrain.evaluation.autoattack.attack_log import Flags
+from advtrain.evaluation.autoattack.upstream import check_model
 from advtrain.evaluation.masking.check import Check
 from advtrain.evaluation.masking.evidence import AutoAttackEvidence
 from advtrain.evaluation.masking.subject import Subject
@@ -25,14 +22,10 @@ def flags(subject: Subject, autoattack: AutoAttackEvidence | None, report: Calla
     AutoAttack flags any image whose DLR gradient is zero, and Square when it lowers the accuracy by more than 0.2
     points beyond the other attacks; of few images that is one, so here Square's flag counts from four images on.
     """
-    log = AttackLog(len(subject), int(subject.clean.sum()), report)
+    log = Flags(report)
     x, y = (part[: subject.batch_size].to(subject.device) for part in (subject.x, subject.y))
-    logger = logging.getLogger("auto-attack")
-    with listening(log), undisturbed(subject.device):
-        upstream_checks.check_randomized(subject.model, x, y, bs=len(x), logger=logger)
-        upstream_checks.check_range_output(subject.model, x, logger=logger)
-        upstream_checks.check_dynamic(subject.model, x, False, logger=logger)
-    raised: dict[str, Any] = {name: flag["message"] for name, flag in log.flags.items()}
+    check_model(subject.model, x, y, log)
+    raised: dict[str, Any] = {name: flag["message"] for name, flag in log.found.items()}
     if autoattack is not None:
         raised = {str(flag["name"]): flag["message"] for flag in autoattack.flags if _counts(flag, autoattack)} | raised
     ran = "tested here" if autoattack is None else "tested here and raised by AutoAttack"

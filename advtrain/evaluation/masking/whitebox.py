@@ -9,7 +9,7 @@ from torch import Tensor
 from advtrain.attacks import PGD, ascent
 from advtrain.attacks.norms import norm_named
 from advtrain.evaluation.autoattack.plan import AttackPlan, attacks_for
-from advtrain.evaluation.autoattack.upstream import perturb
+from advtrain.evaluation.autoattack.exact import perturb
 from advtrain.evaluation.masking.evidence import AutoAttackEvidence
 from advtrain.evaluation.masking.subject import Subject, objective_of
 from advtrain.losses.objectives import CrossEntropy
@@ -154,7 +154,7 @@ def _targeted(subject: Subject, among: Tensor, tally: _Tally) -> Tensor:
 
 def planned(subject: Subject, plan: AttackPlan) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
     """One attack of AutoAttack on one batch: the one place that says by which code."""
-    return lambda x, y, generator: perturb(subject.model, x, y, plan, subject.seed)
+    return lambda x, y, generator: perturb(subject.model, x, y, plan, subject.seed).images
 
 
 def _share(correct: Tensor) -> str:
