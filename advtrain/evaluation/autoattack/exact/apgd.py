@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advtrain.evaluation.autoattack.exact.ascent import Ascent, Passes, Reached
 from advtrain.evaluation.autoattack.exact.draws import Draws
-from advtrain.evaluation.autoattack.exact.execution import Execution, Forward, Found
+from advtrain.evaluation.autoattack.exact.execution import UPSTREAM, Execution, Forward, Found
 from advtrain.evaluation.autoattack.exact.geometry import GEOMETRIES
 from advtrain.evaluation.autoattack.exact.l1_ball import l1_correction
 from advtrain.evaluation.autoattack.exact.objectives import Aim, Objective, cross_entropy, dlr, targeted_dlr
@@ -35,7 +35,7 @@ class Phase(NamedTuple):
 
 
 def perturb(
-    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = Execution()
+    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = UPSTREAM
 ) -> Found:
     """APGD on one batch; on a CPU the images are upstream's, bit for bit.
 

@@ -43,7 +43,7 @@ class Draws:
         return torch.randn(tuple(shape), generator=self._local, device=self.device)
 
     def skip_normal(self, shape: Sequence[int]) -> None:
-        """Numbers that upstream draws on the CPU and does not use. Nothing to do where nobody draws there after them."""
+        """Numbers that upstream draws on the CPU and does not use; nothing to do where nobody draws there later."""
         if self.shared or self.device.type == "cpu":
             self.normal(shape)
 

@@ -26,6 +26,9 @@ class Execution:
     shrink: bool = False
 
 
+UPSTREAM = Execution()
+
+
 class Found(NamedTuple):
     """What an attack made of a batch.
 

@@ -1,13 +1,12 @@
 """APGD's starts and steps in the three norms.
 
 A step is x' = P(x + η s(∇)), then P(x + α (x' - x) + (1 - α)(x - x_before)) with α = 0.75, 1 for the first
-(arXiv:2003.01690, section 3.1); L1 has no momentum (arXiv:2103.01208). The order of operations is upstream's wherever it
-matters for rounding; products with 1, ±1 and 0.25 are exact and may be fused.
+(arXiv:2003.01690, section 3.1); L1 has no momentum (arXiv:2103.01208). The order of operations is upstream's wherever
+it matters for rounding; products with 1, ±1 and 0.25 are exact and may be fused.
 """
 
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 from torch import Tensor
 
