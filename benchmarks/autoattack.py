@@ -1,14 +1,14 @@
 """What AutoAttack costs with each engine: work per iteration, CPU time per attack, and a whole evaluation.
 
     python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets results/benchmarks/autoattack.json
-    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets results/benchmarks/autoattack_full.json --full 1000
+    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets OUT.json --full 1000
 
 One process, one thread, process time, which other processes on the machine disturb little. The first form counts the
 passes and host synchronisations per iteration of each attack, then lets the engines take turns in random order on the
 same batch, with fewer iterations than AutoAttack's; what is reported are medians over the rounds and ratios to upstream
-within a round. An engine's share of a whole evaluation follows from them and AutoAttack's own numbers of iterations. The
-second form runs AutoAttack as it is, once per engine, and compares the verdicts image by image. With --device cuda the
-clock is the wall's, read when the device is idle.
+within a round. An engine's share of a whole evaluation follows from them and AutoAttack's own numbers of iterations.
+The second form runs AutoAttack as it is, once per engine, and compares the verdicts image by image. With --device cuda
+the clock is the wall's, read when the device is idle.
 
 `upstream` is PyPI's pyautoattack as its users call it, on a model whose parameters take gradients; `upstream_frozen` is
 the same on one whose parameters do not.
@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advtrain.data import CIFAR10
 from advtrain.engine.run_directory import git_commit
 from advtrain.evaluation.autoattack import AttackPlan, run_autoattack, upstream
-from advtrain.evaluation.autoattack.engines import engine_named
+from advtrain.evaluation.autoattack.engines import batch_attack
 from advtrain.evaluation.records import hardware, versions, write_record
 from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.sources import find
@@ -54,7 +54,7 @@ SCALARS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.de
 
 
 class Counter(TorchDispatchMode):
-    """Counts passes through one convolution's worth of a network, and moments at which the host waits for the device."""
+    """Counts convolutions, forward and backward, and moments at which the host waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ def perturbers(model: nn.Module, device: torch.device) -> dict[str, Perturb]:
 
 
 def _engine(name: str, model: nn.Module, device: torch.device) -> Perturb:
-    engine = engine_named(name, model, device)
-    return lambda x, y, plan: engine.perturb(x, y, plan, 0).images
+    attack = batch_attack(name, model, device)
+    return lambda x, y, plan: attack(x, y, plan, 0).images
 
 
 def _with_gradients(model: nn.Module, call: Callable[[], Any]) -> Any:

@@ -47,6 +47,7 @@ class Attacked(NamedTuple):
     x_adv: Images
     broken_by: Tensor
     attack_names: tuple[str, ...]
+    closest: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Measurements:
             report=self.report,
             unfinished=None if self.unfinished is None else self.unfinished / name,
         )
-        attacked = Attacked(indices, x, y, outcome.x_adv, outcome.broken_by, outcome.attack_names)
+        attacked = Attacked(indices, x, y, outcome.x_adv, outcome.broken_by, outcome.attack_names, outcome.closest)
         details = {"after": outcome.after, "flags": outcome.flags}
         measured = self._measured(name, title(outcome.settings), started, attacked, outcome.settings, details)
         return measured._replace(outcome=outcome)
@@ -170,8 +171,9 @@ class Measurements:
     ) -> Measured:
         """Re-checks the images of an attack and makes the number and its evidence from them."""
         size, threat = self.settings.batch_size, {"norm": self.norm, "eps": self.eps}
-        indices, x, y, x_adv, broken_by, names = attacked
-        verdicts = judge(self.model, x, x_adv, y, broken_by == ROBUST, **threat, batch_size=size, device=self.device)
+        indices, x, y, x_adv, broken_by, names, closest = attacked
+        how = {**threat, "batch_size": size, "device": self.device, "closest": closest}
+        verdicts = judge(self.model, x, x_adv, y, broken_by == ROBUST, **how)
         # Where rounding turned a verdict, the attack that broke the image did not, or nothing but rounding did.
         broken_by = torch.where(verdicts.robust, ROBUST, broken_by)
         broken_by = torch.where(~verdicts.robust & (broken_by == ROBUST), MISCLASSIFIED, broken_by).to(torch.int8)
@@ -182,5 +184,6 @@ class Measurements:
         result = Result(int(verdicts.robust.sum()), len(x), time.monotonic() - started, settings, details)
         self.report(f"{shown}: {result}")
         predictions = torch.cat([logits.argmax(1).cpu() for logits in logits_of(self.model, x, size, self.device)])
-        verdict = (verdicts.robust, broken_by, names, verdicts.margins)
+        closest = verdicts.margins if closest is None else torch.minimum(closest, verdicts.margins)
+        verdict = (verdicts.robust, broken_by, names, verdicts.margins, closest)
         return Measured(result, Evidence(attack, indices, x, y, predictions, x_adv, *verdict, size, **threat))

@@ -86,6 +86,8 @@ class Evidence:
             where it is misclassified without any.
         attack_names: those that ran, in order.
         margins: float32; logit of the true class minus the largest other one, on the adversarial image.
+        closest_margins: float32; the smallest margin that the attack is known to have seen of each image: that on the
+            adversarial image, or one of the search.
         batch_size: images per pass when the predictions were made.
         norm, eps: the threat model.
     """
@@ -100,6 +102,7 @@ class Evidence:
     broken_by: Tensor
     attack_names: tuple[str, ...]
     margins: Tensor
+    closest_margins: Tensor
     batch_size: int
     norm: str
     eps: float

@@ -23,8 +23,8 @@ class Verdicts(NamedTuple):
     Attributes:
         robust: bool, (n,): classified correctly.
         margins: float32, (n,): logit of the true class minus the largest other one.
-        near: how many images lie within a hair of the boundary, |margin| ≤ TIE · largest |logit|, so that another
-            machine's rounding may turn their verdict.
+        near: how many images lie within a hair of the boundary, |margin| ≤ TIE · largest |logit| on the adversarial
+            image or somewhere in the search, so that another machine's rounding may turn their verdict.
         ties: of them, those whose verdict differs from the attack's.
         unstable: verdicts that differ from the attack's for another reason; of a randomised model only.
     """
@@ -47,6 +47,7 @@ def judge(
     eps: float,
     batch_size: int,
     device: torch.device | str,
+    closest: Tensor | None = None,
 ) -> Verdicts:
     """Which images are robust, judged from their adversarial images.
 
@@ -63,6 +64,7 @@ def judge(
         norm, eps: the threat model.
         batch_size: images per pass.
         device: where the model is.
+        closest: the smallest margin that the attack saw of each image, where it kept account of it; shape (n,).
 
     Raises:
         EvaluationError: an image leaves the ball or [0, 1], a logit is not finite, or a verdict is contradicted.
@@ -85,6 +87,8 @@ def judge(
         )
     ties = 0 if randomised else int(contradicted.sum())
     unstable = int(contradicted.sum()) if randomised else 0
+    if closest is not None:
+        near = near | (closest.abs() <= TIE * logits.abs().amax(1))
     return Verdicts(robust, margins(logits, y), int(near.sum()), ties, unstable)
 
 

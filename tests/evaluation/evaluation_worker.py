@@ -13,10 +13,18 @@ import torch
 from conftest import linear_problem  # beside this file
 
 from advtrain import distributed
-from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, PGDSettings, ScreenSettings, evaluate
+from advtrain.evaluation import (
+    AutoAttackSettings,
+    EvaluationSettings,
+    MaskingSettings,
+    PGDSettings,
+    ScreenSettings,
+    evaluate,
+)
 from advtrain.evaluation.autoattack import stages
 
 SETTINGS = EvaluationSettings(
+    masking=MaskingSettings(enabled=False),
     batch_size=7,
     pgd=PGDSettings(steps=3, restarts=2),
     screen=ScreenSettings(enabled=True, n_examples=20, batch_size=6),

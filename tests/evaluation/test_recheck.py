@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, PGDSettings, evaluate
+from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, MaskingSettings, PGDSettings, evaluate
 from advtrain.evaluation.autoattack import run
 from advtrain.evaluation.recheck import load_evidence, plain_check, recheck
 from advtrain.types import SettingError
@@ -19,6 +19,7 @@ from tests.evaluation.shortened import shortened
 def saved(problem, request, tmp_path):
     four = problem(4, request.param, n=40)
     settings = EvaluationSettings(
+        masking=MaskingSettings(enabled=False),
         batch_size=16,
         pgd=PGDSettings(enabled=False),
         autoattack=AutoAttackSettings(version="custom", attacks=["square", "fab-t"], n_examples=30, batch_size=30),

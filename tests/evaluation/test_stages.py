@@ -179,7 +179,7 @@ def test_the_public_call_runs_the_engine_of_the_settings(problem, monkeypatch, e
 
 def test_a_compiled_model_never_reaches_the_checks(problem, monkeypatch):
     """Upstream takes a compiled model for one that optimises as it predicts."""
-    from advtrain.evaluation import EvaluationSettings, PGDSettings, evaluate
+    from advtrain.evaluation import EvaluationSettings, MaskingSettings, PGDSettings, evaluate
     from advtrain.evaluation.autoattack import stages
 
     four = problem(4, n=10)
@@ -188,7 +188,9 @@ def test_a_compiled_model_never_reaches_the_checks(problem, monkeypatch):
     monkeypatch.setattr(stages.upstream_checks, "check_dynamic", lambda m, *a, **k: (seen.append(m), check(m, *a, **k)))
     compiled = torch.compile(four.model, backend="eager")
     settings = EvaluationSettings(
-        pgd=PGDSettings(enabled=False), autoattack=AutoAttackSettings(version="custom", attacks=["apgd-ce"])
+        masking=MaskingSettings(enabled=False),
+        pgd=PGDSettings(enabled=False),
+        autoattack=AutoAttackSettings(version="custom", attacks=["apgd-ce"]),
     )
     result = evaluate(compiled, four.split, norm="linf", eps=four.eps, settings=settings)
     assert seen == [four.model] and result.autoattack.details["flags"] == []

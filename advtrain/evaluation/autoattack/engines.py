@@ -12,7 +12,9 @@ from advtrain.evaluation.autoattack.plan import AttackPlan
 from advtrain.types import Images, Labels
 
 
-def batch_attack(engine: str, model: nn.Module, device: torch.device | str, compiled: bool | None = None) -> BatchAttack:
+def batch_attack(
+    engine: str, model: nn.Module, device: torch.device | str, compiled: bool | None = None
+) -> BatchAttack:
     """The attack of an engine, "exact" or "fast", on a batch.
 
     Args:

@@ -71,7 +71,7 @@ def describe(device: torch.device, compiled: bool | None) -> dict[str, Any]:
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for it; a rule and no timing, so that a seed gives the same verdicts twice."""
+    """Whether the device has instructions for it: a rule and no timing, so that a seed gives the same twice."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,6 +1,8 @@
 """AutoAttack and its screen, by whichever engine the settings name."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from advtrain import distributed
+from advtrain.evaluation.autoattack import fast
 from advtrain.evaluation.autoattack.engines import batch_attack
 from advtrain.evaluation.autoattack.job import Job
 from advtrain.evaluation.autoattack.outcome import AutoAttackOutcome
@@ -17,6 +20,8 @@ from advtrain.evaluation.autoattack.unfinished import Unfinished, fingerprint
 from advtrain.evaluation.autoattack.upstream import run_whole
 from advtrain.evaluation.settings import AutoAttackSettings, ScreenSettings
 from advtrain.types import Images, Labels
+
+AGAIN = 0.02  # of the images: how many survivors engine=fast attacks once more
 
 
 def run_autoattack(
@@ -56,7 +61,11 @@ def run_autoattack(
     used = _used(settings.engine, settings.version, planned, fallback, job)
     if settings.engine == "upstream":
         return distributed.on_main(lambda: run_whole(job, settings, used))
-    return _staged(job, used, num_classes, unfinished)
+    if settings.engine == "exact":
+        return _staged(job, used, num_classes, unfinished)
+    used["search"] = fast.describe(torch.device(device), settings.compile)
+    outcome = _staged(job, used, num_classes, unfinished, settings.compile)
+    return _once_more(job, outcome, num_classes, unfinished)
 
 
 def run_screen(
@@ -78,12 +87,28 @@ def run_screen(
     return _staged(job, _used("exact", "screen", planned, None, job), num_classes, unfinished)
 
 
-def _staged(job: Job, used: dict[str, Any], num_classes: int, unfinished: Path | None) -> AutoAttackOutcome:
+def _once_more(job: Job, outcome: AutoAttackOutcome, num_classes: int, unfinished: Path | None) -> AutoAttackOutcome:
+    """Attacks the survivors with the lowest margins in float32 with what engine=fast searched in bfloat16."""
+    planned = [plan for plan in job.planned if plan.name in fast.SEARCHES_IN_BFLOAT16]
+    survivors = outcome.robust.nonzero().flatten()
+    if not planned or not len(survivors):
+        return outcome
+    n = math.ceil(AGAIN * len(job.x))
+    rows = survivors[outcome.closest[survivors].argsort(stable=True)[:n]].sort().values
+    again = replace(job, x=job.x[rows], y=job.y[rows], planned=planned, name=f"{job.name} again in float32")
+    folder = None if unfinished is None else unfinished.with_name(f"{unfinished.name}-again")
+    found = _staged(again, {"engine": "exact", "version": "custom"}, num_classes, folder)
+    return outcome.extended(rows, found, " again in float32")
+
+
+def _staged(
+    job: Job, used: dict[str, Any], num_classes: int, unfinished: Path | None, compiled: bool | None = None
+) -> AutoAttackOutcome:
     kept = Unfinished(unfinished)
     distributed.on_main(lambda: kept.claim(fingerprint(job, used["engine"]), job.report) if unfinished else None)
     return run_in_stages(
         job,
-        batch_attack(used["engine"], job.model),
+        batch_attack(used["engine"], job.model, job.device, compiled),
         kept,
         num_classes=num_classes,
         randomised=used["version"] == "rand",

@@ -39,7 +39,7 @@ def run_in_stages(
     first = slice(job.batch_size)
     check_model(job.model, job.x[first].to(job.device), job.y[first].to(job.device), flags, randomised=randomised)
     clean = distributed.on_main(job.clean)
-    x_adv = job.x.clone()
+    x_adv, closest = job.x.clone(), torch.full((len(job.x),), torch.inf)
     broken_by = torch.where(clean, ROBUST, MISCLASSIFIED).to(torch.int8)
     after: list[dict[str, Any]] = [_entry("none", broken_by)]
     progress = _Progress(job, Estimate(job.planned, num_classes, distributed.world_size()))
@@ -51,13 +51,14 @@ def run_in_stages(
         for batch in batches:
             rows = batch.rows[batch.broken]
             broken_by[rows], x_adv[rows] = number, batch.images
+            closest[batch.rows] = torch.minimum(closest[batch.rows], batch.margins)
             for points in batch.zero_gradients.tolist():
                 flags.zero_gradients(points)
         after.append(_entry(plan.name, broken_by) | {"seconds": round(sum(batch.seconds for batch in batches), 3)})
     _check_square(after, flags)
     names = tuple(plan.name for plan in job.planned)
     found = list(flags.found.values())
-    return AutoAttackOutcome(x_adv, broken_by == ROBUST, broken_by, names, after, found, used)
+    return AutoAttackOutcome(x_adv, broken_by == ROBUST, broken_by, names, closest, after, found, used)
 
 
 def _attacked(
@@ -94,7 +95,8 @@ def attack_and_judge(job: Job, attack: BatchAttack, number: int, rows: Tensor) -
         found = attack(x, y, job.planned[number], job.seed)
         broken = job.model(found.images).argmax(1) != y
         images = found.images[broken].detach().cpu()
-    return Batch(rows, broken.cpu(), images, found.zero_gradients.cpu(), time.monotonic() - started)
+    margins = torch.full((len(rows),), torch.inf) if found.margins is None else found.margins.float().cpu()
+    return Batch(rows, broken.cpu(), images, found.zero_gradients.cpu(), margins, time.monotonic() - started)
 
 
 def _check_square(after: list[dict[str, Any]], flags: Flags) -> None:

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         broken: bool, (m,).
         images: adversarial images of the broken ones, in that order.
         zero_gradients: as in `Found`.
+        margins: the smallest that the attack saw of each image, ∞ where it kept no account; float32, (m,).
         seconds: of work.
     """
 
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     broken: Tensor
     images: Tensor
     zero_gradients: Tensor
+    margins: Tensor
     seconds: float
 
 

@@ -51,7 +51,9 @@ def run_whole(job: Job, settings: AutoAttackSettings, used: dict[str, Any]) -> A
     robust = predictions == job.y
     names = tuple(plan.name for plan in job.planned)
     flags = list(log.flags.found.values())
-    return AutoAttackOutcome(x_adv, robust, watch.broken_by, names, _after(log, int(robust.sum())), flags, used)
+    unknown = torch.full((len(job.x),), torch.inf)
+    after = _after(log, int(robust.sum()))
+    return AutoAttackOutcome(x_adv, robust, watch.broken_by, names, unknown, after, flags, used)
 
 
 class _Watch:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from advtrain.attacks import PGD, ascent
 from advtrain.attacks.norms import norm_named
-from advtrain.evaluation.autoattack.plan import AttackPlan, attacks_for
 from advtrain.evaluation.autoattack.exact import perturb
+from advtrain.evaluation.autoattack.plan import AttackPlan, attacks_for
 from advtrain.evaluation.masking.evidence import AutoAttackEvidence
 from advtrain.evaluation.masking.subject import Subject, objective_of
 from advtrain.losses.objectives import CrossEntropy

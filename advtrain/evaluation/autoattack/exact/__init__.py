@@ -2,8 +2,8 @@
 
     found = perturb(model, x, y, AttackPlan("apgd-ce", "linf", 8 / 255), seed=0)
 
-For the same batch and seed each draws what upstream draws, in the same order, and on a CPU its images are upstream's, bit
-for bit. apgd.py, fab.py and square.py have one attack each, as a function `perturb` with the arguments of the one here.
+For the same batch and seed each draws what upstream draws, in the same order, and on a CPU its images are upstream's,
+bit for bit. apgd.py, fab.py and square.py each have a function `perturb` with the arguments of the one here.
 """
 
 from advtrain.evaluation.autoattack.exact import apgd, fab, square

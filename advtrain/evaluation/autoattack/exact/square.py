@@ -45,7 +45,7 @@ def perturb(
     with torch.no_grad():
         robust = forward(x).max(1)[1] == y
         draws = Draws(seed, x.device)
-        images = x.clone()
+        images, closest = x.clone(), x.new_full((len(x),), torch.inf)
         for _ in range(plan.restarts):
             rows = robust.nonzero().squeeze(1)
             if not len(rows):
@@ -56,7 +56,8 @@ def perturb(
             broken = margins <= 0 if execution.shrink else forward(final).max(1)[1] != y[rows]
             robust[rows] = ~broken
             images[rows] = torch.where(wide(broken), final, part)
-    return Found(images, images.new_zeros(0, dtype=torch.int64))
+            closest[rows] = torch.minimum(closest[rows], margins)
+    return Found(images, images.new_zeros(0, dtype=torch.int64), closest)
 
 
 def _search(forward: Forward, moves: Moves, y: Tensor, queries: int, block: int) -> tuple[Tensor, Tensor]:
