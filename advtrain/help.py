@@ -80,22 +80,32 @@ results: evaluation.json and adversarial.npz in out=FOLDER; by default runs/eval
 """
 
 EXPORT = """\
-advtrain-export: the RobustBench bundle of a run, written and verified
+advtrain-export: the RobustBench bundle of an evaluation, written and verified
 
 usage: advtrain-export run=FOLDER [out=FOLDER] [KEY=VALUE ...]
        advtrain-export verify=BUNDLE
 
+FOLDER is a run, or what advtrain-eval wrote about a run, a checkpoint or a bundle. verify= checks a bundle again in a
+process that finds only torch, numpy and robustbench, and attacks anew what is recorded as robust.
+
 groups and their choices
 {groups}
 
+export.target=auto         a submission where nothing stands in the way, else an archive with the reasons
+export.target=leaderboard  refuses (exit code 2) what the leaderboard would refuse: another dataset, threat model or
+                           radius, a subset, no standard AutoAttack, masking checks that failed or did not run
+export.target=archive      weights, recipe, record and proof without the papers of a submission
+
 examples
   advtrain-export run=runs/quickstart-seed0
-  advtrain-export run=runs/quickstart-seed0 out=submission
+  advtrain-export run=runs/quickstart-seed0 out=submission export.target=archive
   advtrain-export run=runs/quickstart-seed0 'export.paper_title="Robust digits"' 'export.authors="A. Author"'
-  advtrain-export run=runs/quickstart-seed0 export.model_id=Author2026Robust export.venue=arXiv
+  advtrain-export run=runs/quickstart-seed0 export.model_id=Author2026Robust 'export.venue="arXiv 2026"'
+  advtrain-export run=runs/eval-quickstart-seed0-best-linf-0.2 out=bundle
   advtrain-export verify=runs/quickstart-seed0/export
 
-results: <run>/export/ with weights, model_info JSON, zoo entry, submission text, verify.py and SHA-256 sums
+results: <run>/export/ with weights (.pt and .safetensors), model_info JSON, zoo entry, issue text, model card, recipe,
+         licence, verify.py and SHA-256 sums
 """
 
 

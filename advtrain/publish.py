@@ -12,10 +12,11 @@ import torch
 import yaml
 
 from advtrain import checks
-from advtrain.config import architecture_of, build, typed
+from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.engine.progress import console
+from advtrain.evaluation import EvaluationSettings
 from advtrain.export import (
     Bundle,
     CannotVerify,
@@ -24,6 +25,7 @@ from advtrain.export import (
     Trained,
     Verification,
     export_bundle,
+    leaderboard,
     read_recipe,
     verify_bundle,
 )
@@ -55,6 +57,33 @@ def export_and_verify(
         return None
     trained = trained_run(config, directory, record["source"]["checkpoint"], trusted=trusted)
     return _write(trained, str(config["threat"]["eps"]), record, directory, metadata, out)
+
+
+def check_target(metadata: ExportMetadata, dataset: str, threat: ThreatSettings, settings: EvaluationSettings) -> None:
+    """Confirms before the training that a run which has to end as a submission can.
+
+    Raises:
+        SettingError: the leaderboard would refuse what is planned.
+    """
+    if metadata.target != "leaderboard":
+        return
+    name = leaderboard.THREATS[threat.norm]
+    attack, total = settings.autoattack, leaderboard.BOARDS.get(dataset, (0, {}))[0]
+    smallest = min(n for n in (settings.n_examples, attack.n_examples, total) if n is not None)
+    reasons = leaderboard.off_the_board(dataset, name, leaderboard.leaderboard_eps(dataset, name, threat.eps))
+    planned = {
+        "eval.autoattack.enabled=true": settings.enabled and attack.enabled,
+        "eval.autoattack.version=standard": attack.version == "standard",
+        "eval.autoattack.engine=exact": attack.engine != "fast",
+        f"all {total:,} test images (eval.n_examples=null eval.autoattack.n_examples=null)": smallest == total,
+        "eval.masking.enabled=true": settings.masking.enabled,
+    }
+    reasons += [f"It wants {word}." for word, holds in planned.items() if not holds]
+    if reasons:
+        raise SettingError(
+            f"export.target=leaderboard: expected a run that the RobustBench leaderboard takes, got one it refuses: "
+            f"{' '.join(reasons)} Change that, or choose export.target=auto"
+        )
 
 
 def export_run(config: dict[str, Any]) -> None:

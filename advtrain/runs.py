@@ -19,6 +19,7 @@ from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
 from advtrain.models.weights import check_weights_file
+from advtrain.publish import check_target, export_and_verify
 from advtrain.random import stream_seed
 from advtrain.types import Attack, SettingError
 
@@ -45,6 +46,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     _check_combination(parts, config)
     parts["data"] = dataset(config["data"], trusted=trusted)
     parts["data"].check()
+    check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
     device_named(parts["trainer"].device)
     return parts

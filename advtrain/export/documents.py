@@ -56,7 +56,10 @@ def missing_fields(contents: Contents) -> dict[str, str]:
 def to_fill(contents: Contents) -> list[str]:
     """What the author has to write, with the reason."""
     metadata = contents.metadata
-    items = [f"`{field}`: {reason}" for field, reason in missing_fields(contents).items()]
+    fields: dict[str, list[str]] = {}
+    for field, reason in missing_fields(contents).items():
+        fields.setdefault(reason, []).append(f"`{field}`")
+    items = [f"{', '.join(names)}: {reason}" for reason, names in fields.items()]
     if metadata.model_id is None and None in (metadata.paper_title, metadata.authors, metadata.venue):
         items.insert(0, "ModelID: made of the paper; set export.model_id, or paper_title, authors and venue")
     if contents.submits:

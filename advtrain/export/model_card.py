@@ -72,9 +72,11 @@ model.eval()
 
 
 def _recipe(contents: Contents) -> str:
-    lines = recipe_lines(contents.recipe) + training_lines(contents.training)
+    lines = recipe_lines(contents.recipe) + (
+        training_lines(contents.training) or ["compute of the training: not recorded"]
+    )
     where = "\nrecipe.yaml holds all settings.\n" if contents.recipe else ""
-    return f"## Recipe, data and compute\n\n{bullets(lines) if lines else 'Not recorded.'}\n{where}"
+    return f"## Recipe, data and compute\n\n{bullets(lines)}\n{where}"
 
 
 def _evaluation(contents: Contents) -> str:

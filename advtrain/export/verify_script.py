@@ -24,6 +24,7 @@ import platform
 import re
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from importlib import metadata
@@ -481,6 +482,7 @@ def main(arguments: list) -> int:
     as_json = "--json" in arguments
     named = [word for word in arguments if not word.startswith("--")]
     folder = Path(named[0]) if named else Path(__file__).parent
+    warnings.simplefilter("ignore")  # of what RobustBench's dependencies deprecate
     try:
         isolate()
         found = check(folder.resolve())

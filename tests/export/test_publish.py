@@ -1,16 +1,20 @@
 """`advtrain-export run=…` on a run, or on what advtrain-eval wrote about a run, a checkpoint or a bundle."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from advtrain import publish
+from advtrain.config import ThreatSettings, typed
 from advtrain.engine import checkpoints
-from advtrain.export import CannotVerify
+from advtrain.evaluation import EvaluationSettings
+from advtrain.export import CannotVerify, ExportMetadata
 from advtrain.types import SettingError
 
 Evaluated = Callable[..., Any]  # the fixture in conftest.py
@@ -50,8 +54,6 @@ def run(evaluated: Evaluated, unverified: None) -> Any:
 
 def write(made: Any, folder: Path, source: dict[str, Any]) -> None:
     """evaluation.json and adversarial.npz."""
-    import numpy as np
-
     folder.mkdir(exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps({"source": source, **made.record}))
     np.savez(folder / "adversarial.npz", **made.arrays)
@@ -145,8 +147,6 @@ def test_a_run_that_has_to_be_a_submission(run: Any) -> None:
 
 
 def test_the_end_of_a_run(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from advtrain.export import ExportMetadata
-
     folder = run.folder / "run"
     record = json.loads((folder / "evaluation.json").read_text())
     finished = publish.export_and_verify(CONFIG, ExportMetadata(), record, folder)
@@ -155,6 +155,36 @@ def test_the_end_of_a_run(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "digits is not a dataset of the RobustBench leaderboard" in printed and "not verified: not here" in printed
     (folder / "adversarial.npz").unlink()
     assert publish.export_and_verify(CONFIG, ExportMetadata(), record, folder) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "threat", "settings", "reason"),
+    [
+        ("cifar10", {}, {}, None),
+        ("cifar10", {"norm": "l2", "eps": "0.50"}, {}, None),
+        ("imagenet", {"eps": "4/255"}, {"n_examples": 5000}, None),
+        ("cifar10", {"eps": "4/255"}, {}, "does not rank cifar10 at Linf ε = 4/255"),
+        ("cifar10", {"norm": "l1", "eps": "12"}, {}, "no L1 ranking of cifar10"),
+        ("digits", {}, {}, "digits is not a dataset"),
+        ("cifar10", {}, {"enabled": False}, "It wants eval.autoattack.enabled=true."),
+        ("cifar10", {}, {"autoattack": {"enabled": False}}, "It wants eval.autoattack.enabled=true."),
+        ("cifar10", {}, {"autoattack": {"version": "rand"}}, "It wants eval.autoattack.version=standard."),
+        ("cifar10", {}, {"autoattack": {"engine": "fast"}}, "It wants eval.autoattack.engine=exact."),
+        ("cifar10", {}, {"autoattack": {"n_examples": 9999}}, "It wants all 10,000 test images"),
+        ("cifar10", {}, {"masking": {"enabled": False}}, "It wants eval.masking.enabled=true."),
+    ],
+)
+def test_a_run_that_cannot_end_as_a_submission_stops_before_the_training(
+    dataset: str, threat: dict, settings: dict, reason: str | None
+) -> None:
+    planned = typed(EvaluationSettings, settings, "eval")
+    arguments = dataset, ThreatSettings(**threat), planned
+    publish.check_target(ExportMetadata(), *arguments)
+    if reason is None:
+        publish.check_target(ExportMetadata(target="leaderboard"), *arguments)
+        return
+    with pytest.raises(SettingError, match=rf"^export\.target=leaderboard: expected [^\n]*{re.escape(reason)}[^\n]*$"):
+        publish.check_target(ExportMetadata(target="leaderboard"), *arguments)
 
 
 @pytest.mark.parametrize(
