@@ -1,6 +1,7 @@
 """How a run ends: evaluation, bundle, verification, and what the person sees of them."""
 
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from advtrain import checks
+from advtrain import checks, second
 from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
+from advtrain.engine.validation import selection_attack
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
 from advtrain.sources import averaged_model, find
@@ -29,24 +31,26 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
         console.print(f"no evaluation (eval=none); later: advtrain-eval model={directory}")
         return None
     path = directory / EVALUATION_FILE
-    if path.is_file():
-        return json.loads(path.read_text())
     threat: ThreatSettings = parts["threat"]
     device = device_named(parts["trainer"].device)
-    checkpoint = directory / "checkpoints" / f"{settings.checkpoint}.pt"
-    model = averaged_model(config, checkpoint, device, trusted=True)
-    result = evaluate(
-        model,
-        parts["data"].split("test"),
+    run = second.Run(directory, config, trusted=True, device=device)
+    measure = partial(
+        evaluate,
+        split=parts["data"].split("test"),
         norm=threat.norm,
         eps=threat.radius,
-        settings=settings,
         device=device,
         progress=console.print,
     )
-    source = {"run": directory.name, "checkpoint": settings.checkpoint, "seed": config["seed"]}
-    result.save(directory, source=source | {"git_commit": directories.git_commit()})
-    return json.loads(path.read_text())
+    if not path.is_file():
+        model = averaged_model(config, run.path(settings.checkpoint), device, trusted=True)
+        source = {"run": directory.name, "seed": config["seed"], **run.facts(settings.checkpoint)}
+        source["selected_by"] = selection_attack(
+            threat, parts["trainer"].validation, parts["attack"], parts["loss"], parts["data"].num_classes
+        ).describe()
+        source["git_commit"] = directories.git_commit()
+        measure(model, settings=settings).save(directory, source=source)
+    return second.complete(path, run, settings, measure)
 
 
 def export_and_verify(
@@ -109,17 +113,16 @@ def evaluation_run(config: dict[str, Any]) -> None:
     data.check_test()
     eps_word = threat.eps.replace("/", "_")
     directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
-    result = evaluate(
-        source.model,
-        data.split("test"),
-        norm=threat.norm,
-        eps=threat.radius,
-        settings=settings,
-        device=device,
-        progress=console.print,
+    measure = partial(
+        evaluate, split=data.split("test"), norm=threat.norm, eps=threat.radius, device=device, progress=console.print
     )
-    described = {"model": config["source"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
-    result.save(directory, source=described)
+    described = {"model": config["source"], "git_commit": directories.git_commit()}
+    run = second.run_named(config["source"], trusted=config["trust"], device=device)
+    if run is not None:
+        described |= run.facts(settings.checkpoint)
+    measure(source.model, settings=settings).save(directory, source=described)
+    if run is not None:
+        second.complete(directory / EVALUATION_FILE, run, settings, measure)
     show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
 
 
@@ -158,12 +161,18 @@ def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verifi
     table.add_column("")
     for heading in ("accuracy", "correct", "seconds"):
         table.add_column(heading, justify="right")
-    for name, label in labels(record).items():
-        result = record[name]
-        correct = f"{result['correct']} / {result['n_examples']}"
-        table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{result['seconds']:.1f}")
+    for checkpoint, part in second.parts(record):
+        if checkpoint is not None:
+            table.add_row(f"[bold]{checkpoint}")
+        for name, label in labels(part).items():
+            result = part[name]
+            correct = f"{result['correct']} / {result['n_examples']}"
+            table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{result['seconds']:.1f}")
+        table.add_section()
     console.print()
     console.print(table)
+    for line in second.remarks(record):
+        console.print(line)
     flags = record.get("autoattack", {}).get("flags") or []
     for flag in flags:
         console.print(f"AutoAttack warns: {flag['message']}")
@@ -190,6 +199,8 @@ def labels(record: dict[str, Any]) -> dict[str, str]:
     if "pgd" in record:
         settings = record["pgd"]["settings"]
         named["pgd"] = f"PGD-{settings['steps']}, {settings['restarts']} restarts"
+    if "screen" in record:
+        named["screen"] = "screen (APGD-CE, APGD-T)"
     if "autoattack" in record:
         named["autoattack"] = f"AutoAttack ({record['autoattack']['settings']['version']})"
     largest = max(record[name]["n_examples"] for name in named)

@@ -243,7 +243,7 @@ def _selection(trainer: Trainer) -> list[str]:
     images = f"{len(trainer.held_out.subset(settings.n_examples)):,} held-out images"
     lines = [
         f"select    best.pt by robust accuracy on {images}: {trainer.selection.describe()}",
-        f"          (chosen to differ from training: {trainer.selection.reason})",
+        f"          because {trainer.selection.reason}",
     ]
     if trainer.parts.loss.needs_attack and attack is not None and attack.single_step:
         blind = "" if settings.steps > 1 else "; one step sees little: set trainer.validation.steps=10"
