@@ -1,22 +1,29 @@
-"""How a run ends: evaluation, and what the person sees of it and of the bundle."""
+"""How a run ends: its evaluation, what is added about the run, and the report; and the same for `advtrain-eval`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from torch import nn
 
-from advtrain import checks, distributed
+from advtrain import checks, distributed, second
 from advtrain.config import ThreatSettings, build, typed
+from advtrain.data.base import Dataset
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
-from advtrain.evaluation import EvaluationSettings, evaluate, title
-from advtrain.evaluation.statistics import wilson_interval
-from advtrain.export import Bundle, Verification
-from advtrain.publish import ARRAYS_FILE, EVALUATION_FILE
+from advtrain.engine.validation import selection_attack
+from advtrain.evaluation import EvaluationSettings, evaluate
+from advtrain.evaluation.masking import standard_surrogate, train_surrogate
+from advtrain.evaluation.records import RECORD, Evaluation
+from advtrain.publish import data_name
+from advtrain.report import Measured, Snapshot, load, position, write_report
 from advtrain.sources import averaged_model, described, find
+from advtrain.summary import show
+from advtrain.types import SettingError
 
 
 def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> dict[str, Any] | None:
@@ -28,28 +35,21 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     if not settings.enabled:
         console.print(f"no evaluation (eval=none); later: advtrain-eval model={directory}")
         return None
-    path = directory / EVALUATION_FILE
-    if distributed.on_main(path.is_file):
-        return json.loads(path.read_text())
+    path = directory / RECORD
     threat: ThreatSettings = parts["threat"]
-    device = device_named(parts["trainer"].device)
-    checkpoint = directory / "checkpoints" / f"{settings.checkpoint}.pt"
-    model = averaged_model(config, checkpoint, device, trusted=True)
-    result = evaluate(
-        model,
-        parts["data"].split("test"),
-        norm=threat.norm,
-        eps=threat.radius,
-        settings=settings,
-        device=device,
-        progress=console.print,
-        folder=directory,
-    )
-    if not distributed.is_main():
-        return None
-    source = {"run": directory.name, "checkpoint": settings.checkpoint, "seed": config["seed"]}
-    result.save(directory, source=source | {"git_commit": directories.git_commit()})
-    return json.loads(path.read_text())
+    data, device = parts["data"], device_named(parts["trainer"].device)
+    run = second.Run(directory, config, trusted=True, device=device)
+    measure = measurement(data, threat, device, directory, data_name(config))
+    if not distributed.on_main(path.is_file):
+        model = averaged_model(config, run.path(settings.checkpoint), device, trusted=True)
+        source = {"run": directory.name, "seed": config["seed"], **run.facts(settings.checkpoint)}
+        source["selected_by"] = selection_attack(
+            threat, parts["trainer"].validation, parts["attack"], parts["loss"], data.num_classes
+        ).describe()
+        source["git_commit"] = directories.git_commit()
+        save(measure(model, settings=settings), directory, data_name(config), source, load())
+    second.complete(path, run, settings, measure)
+    return distributed.on_main(lambda: reported(directory))
 
 
 def evaluation_run(config: dict[str, Any]) -> None:
@@ -59,6 +59,7 @@ def evaluation_run(config: dict[str, Any]) -> None:
         SettingError: something cannot be used.
     """
     settings = typed(EvaluationSettings, config["eval"], "eval")
+    snapshot = load(config["leaderboard"])
     device = evaluation_device(config)
     source = find(config, device)
     norm = source.norm if config["norm"] is None else str(config["norm"])
@@ -68,22 +69,65 @@ def evaluation_run(config: dict[str, Any]) -> None:
     data.check_test()
     eps_word = threat.eps.replace("/", "_")
     directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
+    name = data_name({"data": data_config})
+    run = second.run_named(str(config["source"]), trusted=config["trust"], device=device)
     with distributed.process_group(device):
-        result = evaluate(
-            source.model,
-            data.split("test"),
-            norm=threat.norm,
-            eps=threat.radius,
-            settings=settings,
-            device=device,
-            progress=console.print,
-            folder=directory,
-        )
+        measure = measurement(data, threat, device, directory, name)
+        facts = {**described(config, directory), "git_commit": directories.git_commit()}
+        if run is not None:
+            facts |= run.facts(settings.checkpoint)
+        save(measure(source.model, settings=settings), directory, name, facts, snapshot)
+        if run is not None:
+            second.complete(directory / RECORD, run, settings, measure)
         distributed.leave()
-    if not distributed.is_main():
-        return
-    result.save(directory, source={**described(config, directory), "git_commit": directories.git_commit()})
-    show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
+    if distributed.is_main():
+        show(reported(directory, snapshot), directory, None)
+
+
+def measurement(
+    data: Dataset, threat: ThreatSettings, device: torch.device, directory: Path, name: str
+) -> Callable[..., Evaluation]:
+    """`evaluate` on the test split of `data`, called `name`, for a model and settings to come."""
+    return partial(
+        evaluate,
+        split=data.split("test"),
+        norm=threat.norm,
+        eps=threat.radius,
+        device=device,
+        progress=console.print,
+        folder=directory,
+        surrogate=partial(surrogate, data, name, device),
+    )
+
+
+def surrogate(data: Dataset, name: str, device: torch.device) -> nn.Module | None:
+    """An ordinary model for the classes of `data`: one that is installed, or one trained in seconds; None without
+    training images."""
+    installed = standard_surrogate(name)
+    if installed is not None:
+        return installed.to(device)
+    try:
+        data.check()
+        images = data.split("train")
+    except SettingError:
+        return None
+    console.print("masking: training an ordinary model, on which transferred images are made")
+    return train_surrogate(images, data.num_classes or int(images.labels.max()) + 1, device=device)
+
+
+def save(result: Evaluation, directory: Path, dataset: str, source: dict[str, Any], snapshot: Snapshot) -> None:
+    """Writes evaluation.json, with the model's place on the board, and the images behind it; on the main process."""
+    if distributed.is_main():
+        record = {"dataset": dataset, "source": source, **result.record()}
+        board = position(Measured.from_record(record, dataset), snapshot)
+        result.save(directory, dataset=dataset, source=source, parts={"leaderboard": board.record()})
+    distributed.barrier()
+
+
+def reported(directory: Path, snapshot: Snapshot | None = None) -> dict[str, Any]:
+    """Writes report.html of an evaluated folder; returns the content of evaluation.json."""
+    write_report(directory, snapshot=snapshot)
+    return json.loads((directory / RECORD).read_text())
 
 
 def evaluation_device(config: dict[str, Any]) -> torch.device:
@@ -94,54 +138,3 @@ def evaluation_device(config: dict[str, Any]) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
-
-
-def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification | None] | None) -> None:
-    """The final table and where everything is."""
-    threat = record["threat"]
-    table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
-    table.add_column("")
-    for heading in ("accuracy", "correct", "95 % interval", "at the boundary", "seconds"):
-        table.add_column(heading, justify="right")
-    for name, label in labels(record).items():
-        result = record[name]
-        correct = f"{result['correct']} / {result['n_examples']}"
-        low, high = result.get("interval") or wilson_interval(result["correct"], result["n_examples"])
-        near = result.get("near_boundary", "")
-        seconds = f"{result['seconds']:.1f}"
-        table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{low:.2%} to {high:.2%}", str(near), seconds)
-    console.print()
-    console.print(table)
-    flags = [flag for name in ("screen", "autoattack") for flag in record.get(name, {}).get("flags") or []]
-    for flag in flags:
-        console.print(f"AutoAttack warns: {flag['message']}")
-    lines: list[tuple[str, object]] = [
-        ("configuration", directory / "config.yaml"),
-        ("metrics", directory / "metrics.jsonl"),
-        ("best, last", directory / "checkpoints"),
-        ("evaluation", directory / EVALUATION_FILE),
-        ("adversarial images", directory / ARRAYS_FILE),
-    ]
-    if finished is not None:
-        bundle, verification = finished
-        lines.append(("submission" if bundle.target == "leaderboard" else "archive", bundle.directory))
-        if verification is not None:
-            lines.append(("", f"verified: {verification}"))
-    for label, path in lines:
-        exists = not isinstance(path, Path) or path.exists()
-        if exists:
-            console.print(f"{label:20}{path}")
-
-
-def labels(record: dict[str, Any]) -> dict[str, str]:
-    """What was measured, as people call it; a subset is called one."""
-    named = {"clean": "clean"}
-    if "pgd" in record:
-        settings = record["pgd"]["settings"]
-        named["pgd"] = f"PGD-{settings['steps']}, {settings['restarts']} restarts"
-    named |= {name: title(record[name]["settings"]) for name in ("screen", "autoattack") if name in record}
-    largest = max(record[name]["n_examples"] for name in named)
-    return {
-        name: label if record[name]["n_examples"] == largest else f"{label}, subset of {record[name]['n_examples']}"
-        for name, label in named.items()
-    }

@@ -17,6 +17,7 @@ from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.engine.progress import console
 from advtrain.evaluation import EvaluationSettings
+from advtrain.evaluation.records import EVIDENCE, RECORD
 from advtrain.export import (
     Bundle,
     CannotVerify,
@@ -32,8 +33,6 @@ from advtrain.export import (
 from advtrain.sources import BUNDLE_FILE, ZOO_PREFIX, averaged_model
 from advtrain.types import SettingError
 
-EVALUATION_FILE = "evaluation.json"
-ARRAYS_FILE = "adversarial.npz"
 OF_ONE_EXPORT = ("target", "masking_statement")  # what an earlier export says nothing about
 
 
@@ -52,7 +51,7 @@ def export_and_verify(
         SettingError: it has to be a submission, and the leaderboard would refuse it.
         VerificationError: the bundle does not hold what it says.
     """
-    if not (directory / ARRAYS_FILE).is_file():
+    if not (directory / EVIDENCE).is_file():
         console.print("no bundle: the evaluation ran no attack, so there is nothing to verify it by")
         return None
     trained = trained_run(config, directory, record["source"]["checkpoint"], trusted=trusted)
@@ -100,9 +99,9 @@ def export_run(config: dict[str, Any]) -> None:
         return
     directory = Path(config["run"]).expanduser()
     record = _record(directory)
-    if not (directory / ARRAYS_FILE).is_file():
+    if not (directory / EVIDENCE).is_file():
         raise SettingError(
-            f"run: expected a folder with {ARRAYS_FILE}, got {directory} without; evaluate with an attack enabled"
+            f"run: expected a folder with {EVIDENCE}, got {directory} without; evaluate with an attack enabled"
         )
     trained, eps = origin(directory, record, trusted=config["trust"])
     metadata = _remembered(typed(ExportMetadata, config["export"], "export"), trained.recipe.get("export") or {})
@@ -141,7 +140,7 @@ def origin(directory: Path, record: dict[str, Any], *, trusted: bool) -> tuple[T
         known = str(json.loads((path / BUNDLE_FILE).read_text())["eps"])
     else:
         raise SettingError(
-            f"run: expected the model that {directory / EVALUATION_FILE} is about, got nothing at {word!r} (from "
+            f"run: expected the model that {directory / RECORD} is about, got nothing at {word!r} (from "
             f"{Path.cwd()}); start the command where advtrain-eval was started, or put it back"
         )
     return trained, radius_text(float(record["threat"]["eps"]), known)
@@ -200,7 +199,7 @@ def radius_text(eps: float, known: str) -> str:
 def _write(
     trained: Trained, eps: str, record: dict[str, Any], directory: Path, metadata: ExportMetadata, out: Path | None
 ) -> tuple[Bundle, Verification | None]:
-    evaluated = Evaluated(record, directory / ARRAYS_FILE, eps)
+    evaluated = Evaluated(record, directory / EVIDENCE, eps)
     bundle = export_bundle(trained, evaluated, metadata, out or directory / "export")
     if bundle.obstacles:
         console.print("an archive and no submission, because the RobustBench leaderboard would refuse it:")
@@ -214,13 +213,13 @@ def _write(
 
 
 def _record(directory: Path) -> dict[str, Any]:
-    path = directory / EVALUATION_FILE
+    path = directory / RECORD
     if path.is_file():
         return json.loads(path.read_text())
     remedy = "train it to the end"
     if (directory / BUNDLE_FILE).is_file():
         remedy = f"evaluate the bundle first (advtrain-eval {directory} out=FOLDER) and export that folder"
-    raise SettingError(f"run: expected a folder with {EVALUATION_FILE}, got {directory} without; {remedy}")
+    raise SettingError(f"run: expected a folder with {RECORD}, got {directory} without; {remedy}")
 
 
 def _remembered(metadata: ExportMetadata, stored: dict[str, Any]) -> ExportMetadata:

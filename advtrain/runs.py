@@ -246,7 +246,7 @@ def _selection(trainer: Trainer) -> list[str]:
     images = f"{len(trainer.held_out.subset(settings.n_examples)):,} held-out images"
     lines = [
         f"select    best.pt by robust accuracy on {images}: {trainer.selection.describe()}",
-        f"          (chosen to differ from training: {trainer.selection.reason})",
+        f"          because {trainer.selection.reason}",
     ]
     if trainer.parts.loss.needs_attack and attack is not None and attack.single_step:
         blind = "" if settings.steps > 1 else "; one step sees little: set trainer.validation.steps=10"
@@ -269,8 +269,7 @@ def _evaluated(
 
 
 def _conclude(config: dict[str, Any], parts: dict[str, Any], record: dict[str, Any], directory: Path) -> None:
-    from advtrain.finish import show
-    from advtrain.publish import export_and_verify
+    from advtrain.summary import show
 
     bundle = export_and_verify(config, parts["export"], record, directory)
     show(record, directory, bundle)

@@ -105,16 +105,16 @@ def selection_attack(
         loss: knows whether that attack is used and what it maximises.
         num_classes: of the model; two where it is not known.
     """
-    if training is None or not loss.needs_attack:
-        training, objective, reason = None, "margin", "training runs no attack"
-    elif loss.inner_objective != "margin":
-        objective, reason = "margin", f"training maximises {loss.inner_objective}"
+    search = None if training is None or not loss.needs_attack else training.for_epoch(1, 1)
+    objective = "margin"
+    if search is None:
+        reason = "training runs no attack"
     else:
-        objective = "dlr" if (num_classes or 2) >= CLASSES_NEEDED["dlr"] else "ce"
-        reason = "training maximises the margin"
+        reason = f"training maximises {loss.inner_objective} by {type(search).__name__}"
+        if loss.inner_objective == "margin":
+            objective = "dlr" if (num_classes or 2) >= CLASSES_NEEDED["dlr"] else "ce"
     common: dict[str, Any] = {"norm": threat.norm, "eps": threat.radius, "steps": settings.steps, "init": "uniform"}
-    trains_with_apgd = training is not None and isinstance(training.for_epoch(1, 1), APGD)
-    attack = PGD(**common) if trains_with_apgd or threat.norm == "l1" else APGD(**common)
+    attack = PGD(**common) if isinstance(search, APGD) or threat.norm == "l1" else APGD(**common)
     return SelectionAttack(attack, objective, settings.restarts, reason)
 
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from advtrain.attacks import APGD, NFGSM, PGD, Scheduled
+from advtrain.composition import compose
 from advtrain.config import ThreatSettings
 from advtrain.engine import collapse
 from advtrain.engine.collapse import Point
+from advtrain.engine.loggers import read_metrics
+from advtrain.runs import check_training, make_trainer
 from tests.engine.toy import trainer
 
 THREAT = ThreatSettings("linf", "8/255")
@@ -141,3 +144,33 @@ def test_the_trainer_warns_once_with_the_epoch(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert "catastrophic overfitting in the epochs up to 3" in line and "best.pt is that of epoch 2" in line
     assert "fell to 0.00% (from 40.00% after epoch 2)" in line
+
+
+def metrics_of(directory: Path, *words: str) -> tuple[collapse.Findings, list[dict[str, Any]]]:
+    """A run on digits, validated every other epoch."""
+    base = ["experiment=quickstart", "loss=pgd_at", "eval=none", "trainer.log_every=1000", "trainer.validation.every=2"]
+    config = compose("train", [*base, *words])
+    parts = check_training(config)
+    run = make_trainer(config, parts, directory)
+    run.fit()
+    records = read_metrics(directory / "metrics.jsonl")
+    return collapse.findings(records, parts["attack"], parts["threat"], run.settings.epochs), records
+
+
+@pytest.mark.slow
+def test_fgsm_of_too_large_a_step_collapses_on_digits(tmp_path: Path) -> None:
+    """It learns to answer images at the corners of a ball of 0.5; inside, at 0.2, nothing holds."""
+    words = ["attack=fgsm", "attack.eps=0.5", "threat.eps=0.2", "trainer.epochs=40", "optimizer.weight_decay=0"]
+    found, records = metrics_of(tmp_path, *words, "model.width=48", "model.hidden=256")
+    held_out = [record["validation_robust"] for record in records if "validation_robust" in record]
+    assert found.collapse.epoch is not None and found.collapse.epoch > 20  # it resisted a little until then
+    assert found.collapse.training_robust is not None and found.collapse.training_robust > 0.2
+    assert held_out[found.collapse.epoch // 2 - 1] == found.collapse.held_out_robust and held_out[-1] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", (["attack=pgd", "loss=ikl"], ["attack=fgsm"]))
+def test_runs_that_learn_do_not(words: list[str], tmp_path: Path) -> None:
+    found, records = metrics_of(tmp_path, *words, "trainer.epochs=14", "trainer.validation.every=1")
+    assert not found.collapse.detected and not found.overfitting.detected
+    assert records[-1]["validation_robust"] > 0.3
