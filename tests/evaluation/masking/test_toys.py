@@ -151,6 +151,14 @@ def test_precision(linear):
     assert check.passed is False
 
 
+def test_precision_rounds_the_images(linear):
+    """A model that reads a digit of the pixels far below half a grey level of 255."""
+    problem, _ = linear
+    model = Wrapped(problem.model, before=lambda x: x + 0.3 * ((4096 * x).floor() % 2))
+    masked = examined(model, problem, labels=model(problem.split.images).argmax(1))
+    assert precision(masked, white_box(masked, None, silent)).passed is False
+
+
 def test_precision_is_not_checked_where_it_cannot_be(linear):
     problem, subject = linear
 
