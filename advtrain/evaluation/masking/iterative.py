@@ -15,8 +15,8 @@ STARTS = 0.10
 MORE_STEPS = 0.02
 
 GAP_SOURCE = (
-    "Croce & Hein, arXiv:2003.01690: robust accuracies that AutoAttack lowered by more than 10 points came from broken "
-    "or poorly evaluated defences; passes up to 10 points and what a binomial test at 0.001 adds"
+    "Croce & Hein, arXiv:2003.01690: AutoAttack lowered published robust accuracies often by more than 10 points, "
+    "which identified broken defences; passes up to 10 points and what a binomial test at 0.001 adds"
 )
 SCALE_SOURCE = (
     "Carlini & Wagner, arXiv:1608.04644, and Croce & Hein, arXiv:2003.01690, section 4: cross-entropy's gradient "
@@ -29,8 +29,8 @@ MORE_STEPS_SOURCE = (
 )
 SINGLE_STEP_SOURCE = (
     "Wong et al., arXiv:2001.03994, and Andriushchenko & Flammarion, arXiv:2007.02617: FGSM high, PGD near zero; Madry "
-    "et al., arXiv:1706.06083, table of CIFAR-10: FGSM above PGD by 8 to 29 points for PGD and standard training, 91 "
-    "to 95 after FGSM training; passes up to a third and what a binomial test at 0.001 adds"
+    "et al., arXiv:1706.06083, figure 4: on CIFAR-10 FGSM is 8 to 29 points above PGD after PGD or standard training, "
+    "91 to 95 after FGSM training; passes up to a third and what a binomial test at 0.001 adds"
 )
 STARTS_SOURCE = (
     "Mosbach et al., arXiv:1810.12042: where gradients are masked, more random starts break much more; Pintor et al., "

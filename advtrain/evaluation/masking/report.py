@@ -35,7 +35,7 @@ def masking_report(
     """Asks whether the robust accuracy of `model` can be believed.
 
     Costs up to about 1,100 forward passes of each image (a gradient counts for two; AutoAttack takes 10,700), less
-    where attacks find early what they look for, and about 450 where AutoAttack has run. The model's modes, its
+    where attacks find early what they look for, and about 400 where AutoAttack has run. The model's modes, its
     parameters' `requires_grad` and the global random generators are as before on return; the same settings give the
     same report.
 

@@ -98,9 +98,9 @@ def test_larger_eps(norm, radius):
 
 
 def test_black_box(linear):
-    problem, subject = linear
+    _, subject = linear
     assert blackbox.black_box(subject, white_box(subject, None, silent), None).passed
-    masked = rounding(problem)
+    masked = rounding(linear_problem(5, n=150))
     check = blackbox.black_box(masked, white_box(masked, None, silent), None)
     assert check.passed is False
     assert "Square with 300 queries" in check.reason
@@ -149,6 +149,14 @@ def test_precision(linear):
     masked = examined(Offset(), problem)
     check = precision(masked, white_box(masked, None, silent))
     assert check.passed is False
+
+
+def test_precision_rounds_the_images(linear):
+    """A model that reads a digit of the pixels far below half a grey level of 255."""
+    problem, _ = linear
+    model = Wrapped(problem.model, before=lambda x: x + 0.3 * ((4096 * x).floor() % 2))
+    masked = examined(model, problem, labels=model(problem.split.images).argmax(1))
+    assert precision(masked, white_box(masked, None, silent)).passed is False
 
 
 def test_precision_is_not_checked_where_it_cannot_be(linear):
