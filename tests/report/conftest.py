@@ -42,17 +42,31 @@ def full(old: dict[str, Any]) -> dict[str, Any]:
         {"name": "square", "passed": False, "value": 0.2, "threshold": 0.02, "reason": ATTACK, "source": ATTACK},
         {"name": "transfer", "passed": None, "value": None, "threshold": None, "reason": "none", "source": "S2"},
     ]
-    other = {"attack": "x", "accuracy": 0.41, "correct": 205, "n_examples": 500, "settings": {"version": "standard"}}
+    other = {"attack": "autoattack", "accuracy": 0.41, "correct": 205, "n_examples": 500}
     return old | {
         "dataset": "cifar10",
         "source": {"run": f"run {ATTACK}", "checkpoint": "best", "epoch": 15},
         "autoattack": attacked,
         "masking": {"verdict": "doubtful", "checks": checks, "n_examples": 128, "seconds": 1.0},
         "second": {"checkpoint": "last", "epoch": 16, "same_weights": False, "clean": old["clean"], "pgd": old["pgd"]},
-        "collapse": {"detected": True, "epoch": 12, "reason": f"fell {ATTACK}"},
+        "collapse": {
+            "detected": True,
+            "epoch": 12,
+            "reason": f"fell {ATTACK}",
+            "robust_overfitting": {"detected": False, "reason": "none: 32 % at its best"},
+        },
         "curve": {"norm": "linf", "eps": EPS, "accuracy": [0.6, 0.5, 0.3, 0.1], "interval": [[0.05, 0.65]] * 4},
-        "corruptions": {"families": {"fog": {"1": 0.6, "2": 0.5}, "snow": {"1": 0.4}}, "mean": 0.5, "label": ATTACK},
-        "threats": {"l2": {"eps": 0.5, "autoattack": other}, "l1": {"threat": {"norm": "l1", "eps": 12}, "pgd": other}},
+        "corruptions": {
+            "source": f"on the fly {ATTACK}",
+            "accuracy": 0.5,
+            "n_examples": 100,
+            "families": {"fog": {"accuracy": 0.55, "severities": {"1": {"accuracy": 0.6}, "2": {"accuracy": 0.5}}}},
+            "not_run": {"frost": "no pictures of frost"},
+        },
+        "threats": {
+            "each": [other | {"norm": "l2", "eps": 0.5}, other | {"norm": "l1", "eps": 12.0, "attack": "pgd"}],
+            "union": {"accuracy": 0.09, "correct": 45, "n_examples": 500},
+        },
     }
 
 

@@ -60,13 +60,14 @@ def test_a_full_record_fills_every_section(full: dict[str, Any], metrics: list[d
     page = Page(render(full, title="mine", config=config, metrics=metrics, checkable=True))
     assert page.headings == [
         "mine", "Results", "Can the number be believed?", "AutoAttack (standard), stage by stage",
-        "Position on the CIFAR-10 Linf board", "Other threat models", "Over the radius", "Common corruptions",
+        "Position on the CIFAR-10 Linf board", "Several threat models", "Over the radius", "Common corruptions",
         "By class", "Best and last checkpoint", "Training", "Check it yourself", "Provenance",
     ]  # fmt: skip
     for words in (
         "67.72 %", "32.00 %", "28.0–36.0 %", "doubtful", "failed: square", "would be rank 93 of 100 on CIFAR-10 Linf",
-        "Training collapsed at epoch 12", "advtrain-eval verify=.", "3 of the attacked images", "March 2025", "41.00 %",
-        "AutoAttack (standard)", "not run", "c0ffee", "Intel(R) Xeon(R)",
+        "Collapse at epoch 12: yes; fell", "advtrain-eval verify=.", "3 of the attacked images", "41.00 %",
+        "AutoAttack (standard)", "not run", "9.00 %", "c0ffee", "Robust overfitting: none; 32 % at its best.",
+        "Not run: frost, no pictures of frost", "100 images of each corruption", "L1", "Intel(R) Xeon(R)", "March 2025",
     ):  # fmt: skip
         assert words in page.words, words
     assert "/somewhere" not in page.words and "private" in page.words
