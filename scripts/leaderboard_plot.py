@@ -30,8 +30,8 @@ def main() -> None:
     dataset = arguments.dataset or dataset_of(record, read_config(arguments.record.parent / "config.yaml"))
     place = position(Measured.from_record(record, dataset), snapshot)
     print(place.text)
-    if place.total == 0:
-        parser.error("this record has no board to be shown on")
+    if place.rank is None:
+        parser.error("this record has no place on a board, so there is nothing to show")
     run = arguments.record.resolve()
     name = arguments.name or (run.parent.name if run.name == "evaluation.json" else run.stem)
     figure = board_plot(place, snapshot, name=name, theme=DARK if arguments.dark else LIGHT)

@@ -25,7 +25,7 @@ def board_plot(
     could show without squeezing the rest, are counted in a corner.
 
     Args:
-        position: of the model; its board must exist.
+        position: of the model; one without a rank is not marked.
         snapshot: that the position was made of; the packaged one when None.
         name: of the model, as it shall be written.
         theme: colours.
@@ -33,7 +33,9 @@ def board_plot(
     measured = position.measured
     entries = (snapshot or load()).board(measured.dataset or "", measured.norm)
     others = [entry for entry in entries if entry is not position.listed]
-    ours = None if measured.robust is None else (100 * measured.clean, 100 * measured.robust)
+    ours = None
+    if position.rank is not None and measured.robust is not None:
+        ours = (100 * measured.clean, 100 * measured.robust)
     with styled(theme):
         figure, axes = canvas(4.8)
         for extra, marker, color, words in (

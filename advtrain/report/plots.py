@@ -113,7 +113,7 @@ def corruptions_plot(corruptions: Mapping[str, Any], theme: Theme = LIGHT) -> "F
         axes.set_xlim(0, 100)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlabel("accuracy, %: bars are means, marks the severities")
-        mean = corruptions.get("mean")
+        mean = corruptions.get("mean", corruptions.get("accuracy"))
         axes.set_title(f"Common corruptions{'' if mean is None else f': mean {100 * mean:.1f} %'}")
     return figure
 

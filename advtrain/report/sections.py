@@ -10,7 +10,7 @@ from advtrain.report import plots
 from advtrain.report.board import THREATS, Snapshot
 from advtrain.report.layout import Headline, Number, Picture, Section, Table
 from advtrain.report.leaderboard import Position
-from advtrain.report.reading import MEASURED, interval_of, label_of, percent, percent_range, radius_text
+from advtrain.report.reading import MEASURED, eps_of, interval_of, label_of, percent, percent_range, radius_text
 
 Record = Mapping[str, Any]
 
@@ -111,20 +111,17 @@ def checkpoints(record: Record) -> Section | None:
     second, collapse = record.get("second"), record.get("collapse")
     if not second and not collapse:
         return None
-    lead, tables = [], []
-    if collapse:
-        happened = f"Training collapsed at epoch {collapse.get('epoch')}" if collapse.get("detected") else "No collapse"
-        reason = collapse.get("reason")
-        lead.append(f"{happened}: {reason}" if reason else f"{happened}.")
+    lead, tables = _course(collapse or {}), []
     if second:
         source = record.get("source")
         first = str(source.get("checkpoint", "first")) if isinstance(source, Mapping) else "first"
         columns = [name for name in MEASURED if name in record or name in second]
         headings = ("checkpoint", "epoch", *({"pgd": "PGD", "autoattack": "AutoAttack"}.get(c, c) for c in columns))
         rows = [_checkpoint_row(first, record, columns), _checkpoint_row(second["checkpoint"], second, columns)]
-        tables = [Table(headings, rows, range(1, len(headings)))]
         if second.get("same_weights"):
-            lead.append("Both checkpoints hold the same weights.")
+            lead.append(f"The {second['checkpoint']} checkpoint holds the same weights.")
+        else:
+            tables = [Table(headings, rows, range(1, len(headings)))]
     return Section("Best and last checkpoint", lead, tables=tables)
 
 
@@ -139,25 +136,22 @@ def training(metrics: Sequence[Record], record: Record) -> Section | None:
 
 
 def threats(record: Record) -> Section | None:
-    """Other threat models than the main one."""
-    found = record.get("threats")
-    if not found:
-        return None
-    named = found.items() if isinstance(found, Mapping) else [(str(part.get("norm", "")), part) for part in found]
+    """Several threat models on the same images, and what holds against all of them."""
+    found = record.get("threats") or {}
+    words = {"autoattack": "AutoAttack", "screen": "APGD-CE + APGD-T", "pgd": "PGD"}
     rows = []
-    for key, part in named:
-        if not isinstance(part, Mapping):
-            continue
-        norm, eps = _threat_of(str(key), part)
-        measured = [(name, part[name]) for name in MEASURED if name in part] or [("robust", part)]
-        for name, result in measured:
-            if "accuracy" in result:
-                rows.append((THREATS.get(norm, norm), eps, label_of(name, result), *_accuracy_cells(result)))
+    for part in found.get("each") or []:
+        norm = str(part.get("norm", ""))
+        attack = str(part.get("attack", ""))
+        eps = radius_text(eps_of(part["eps"]), norm) if "eps" in part else ""
+        rows.append((THREATS.get(norm, norm), eps, words.get(attack, attack), *_accuracy_cells(part)))
     if not rows:
         return None
-    return Section("Other threat models", tables=[
-        Table(("norm", "ε", "attack", "accuracy", "95 % interval", "images"), rows, (3, 4, 5)),
-    ])  # fmt: skip
+    if found.get("union"):
+        rows.append(("all of them", "", "", *_accuracy_cells(found["union"])))
+    headings = ("norm", "ε", "attack", "accuracy", "95 % interval", "images")
+    lead = "On the same images; an image counts against all of them when it is robust against each."
+    return Section("Several threat models", [lead], tables=[Table(headings, rows, (3, 4, 5))])
 
 
 def curve(record: Record) -> Section | None:
@@ -179,7 +173,11 @@ def corruptions(record: Record) -> Section | None:
     if not found or not found.get("families"):
         return None
     picture = Picture(lambda theme: plots.corruptions_plot(found, theme), "Accuracy under each corruption")
-    return Section("Common corruptions", [str(found["label"])] if found.get("label") else [], [picture])
+    lead = [str(found[key]) for key in ("label", "source") if found.get(key)][:1]
+    if found.get("n_examples"):
+        lead.append(f"{found['n_examples']:,} images of each corruption and severity.")
+    absent = [f"Not run: {name}, {reason}" for name, reason in (found.get("not_run") or {}).items()]
+    return Section("Common corruptions", [" · ".join(lead)] if lead else [], [picture], notes=absent)
 
 
 def classes(record: Record) -> Section | None:
@@ -232,11 +230,17 @@ def _checkpoint_row(name: str, part: Record, columns: Sequence[str]) -> tuple[st
     return (str(name), str(epochs[0]) if epochs else "", *cells)
 
 
-def _threat_of(key: str, part: Record) -> tuple[str, str]:
-    stated = part.get("threat") if isinstance(part.get("threat"), Mapping) else part
-    norm = str((stated or {}).get("norm", key))
-    eps = (stated or {}).get("eps", "")
-    return norm, radius_text(float(eps), norm) if isinstance(eps, int | float) else str(eps)
+def _course(collapse: Record) -> list[str]:
+    """How training went, a sentence for each way in which it can go wrong."""
+    lines = []
+    for name, found in (("Collapse", collapse), ("Robust overfitting", collapse.get("robust_overfitting") or {})):
+        if "detected" not in found:
+            continue
+        at = f" at epoch {found['epoch']}" if found["detected"] and found.get("epoch") is not None else ""
+        answer = "yes" if found["detected"] else "none"
+        reason = str(found.get("reason") or "").removeprefix("none: ")
+        lines.append(f"{name}{at}: {answer}{'; ' if reason else ''}{reason}.")
+    return lines
 
 
 def _counted(result: Record) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advtrain.evaluation import robustbench as adapter
-from advtrain.evaluation.robustbench import import_robustbench, load_zoo_model
+from advtrain.evaluation.robustbench import import_robustbench, load_zoo_model, zoo_norm
 from advtrain.types import SettingError
 
 NAME = "Addepalli2022Efficient_RN18"
@@ -110,3 +110,93 @@ def test_weights_from_disk(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(x), own(x))
     assert not loaded.training
+
+
+def test_which_board_a_name_means():
+    assert zoo_norm(NAME, dataset="cifar10") == "linf"
+    assert zoo_norm("Rice2020Overfitting", dataset="cifar10") == "linf"  # a model on both boards
+    assert zoo_norm("Rice2020Overfitting", dataset="cifar10", norm="l2") == "l2"
+    assert zoo_norm("Augustin2020Adversarial_34_10", dataset="cifar10") == "l2"
+    assert zoo_norm(NAME, dataset="cifar10", norm="l1") == "linf"  # no such board: the model is attacked otherwise
+
+
+def test_a_name_of_another_board_says_where_it_is():
+    with pytest.raises(SettingError, match=r"it is there with dataset=cifar10 norm=l2$"):
+        zoo_norm("Augustin2020Adversarial_34_10", dataset="cifar100")
+    with pytest.raises(SettingError, match="norm: expected one of linf, l2, got 'l1'"):
+        load_zoo_model(NAME, dataset="cifar10", threat_norm="l1")
+    with pytest.raises(SettingError, match="one of the 0 imagenet L2 models"):
+        load_zoo_model(NAME, dataset="imagenet", threat_norm="l2")
+
+
+class Tiny(nn.Module):
+    """As some architectures of the zoo do, it puts a constant on the GPU while it is built, and prints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        print("The network has parameters.")
+        self.shift = torch.zeros(3, 1, 1).cuda()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).cuda()
+
+    def forward(self, x):
+        return self.layers(x + self.shift.to(x.device))
+
+
+@pytest.fixture
+def tiny_zoo(monkeypatch):
+    """RobustBench's zoo with two small models: one file of weights, and an ensemble of two."""
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.models = nn.ModuleList([Tiny(), Tiny()])
+
+        def forward(self, x):
+            return sum(model(x) for model in self.models)
+
+    zoo = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf]
+    monkeypatch.setitem(zoo, "Tiny2026Model.v1-a", {"model": Tiny, "gdrive_id": "x"})
+    monkeypatch.setitem(zoo, "Tiny2026Pair", {"model": Pair, "gdrive_id": ["x", "y"]})
+
+
+def test_a_constructor_that_wants_a_gpu_works_without(tiny_zoo, tmp_path, capsys):
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    weights = {f"layers.1.{name}": torch.randn(shape) for name, shape in (("weight", (10, 3072)), ("bias", (10,)))}
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in weights.items()}}, folder / "Tiny2026Model.v1-a.pt"
+    )
+    kept = torch.Tensor.cuda, nn.Module.cuda
+    loaded = load_zoo_model("Tiny2026Model.v1-a", dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    assert (torch.Tensor.cuda, nn.Module.cuda) == kept
+    assert capsys.readouterr().out == ""
+    x = torch.rand(2, 3, 32, 32)
+    expected = x.flatten(1) @ weights["layers.1.weight"].T + weights["layers.1.bias"]
+    torch.testing.assert_close(loaded.to("cpu")(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_ensemble_has_its_files_where_robustbench_looks(tiny_zoo, tmp_path):
+    with pytest.raises(SettingError, match=r"Tiny2026Pair\.pt_m0\.pt, got no such file"):
+        load_zoo_model("Tiny2026Pair", dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        weights = {"layers.1.weight": torch.full((10, 3072), float(i)), "layers.1.bias": torch.zeros(10)}
+        torch.save(weights, folder / f"Tiny2026Pair.pt_m{i}.pt")
+    loaded = load_zoo_model("Tiny2026Pair", dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(loaded(x), x.sum().expand(1, 10), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["other", "cut", "pickle"])
+def test_weights_that_do_not_fit_are_named(tiny_zoo, broken, tmp_path):
+    path = tmp_path / "cifar10" / "Linf" / "Tiny2026Model.v1-a.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"other": torch.zeros(1)} if broken != "pickle" else {"state_dict": nn.Linear(1, 1)}, path)
+    if broken == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(SettingError, match=r"v1-a\.pt: expected the weights of Tiny2026Model\.v1-a, got ") as caught:
+        load_zoo_model("Tiny2026Model.v1-a", dataset="cifar10", threat_norm="linf", model_dir=tmp_path)
+    assert "\n" not in str(caught.value)
