@@ -175,17 +175,20 @@ def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verifi
     threat = record["threat"]
     table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
     table.add_column("")
-    for heading in ("accuracy", "correct", "95 % interval", "at the boundary", "seconds"):
-        table.add_column(heading, justify="right")
+    for heading in ("accuracy", "95 % interval", "correct", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, label in labels(record).items():
         result = record[name]
         correct = f"{result['correct']} / {result['n_examples']}"
         low, high = result.get("interval") or wilson_interval(result["correct"], result["n_examples"])
-        near = result.get("near_boundary", "")
-        seconds = f"{result['seconds']:.1f}"
-        table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{low:.2%} to {high:.2%}", str(near), seconds)
+        interval = f"{100 * low:.2f} to {high:.2%}"
+        table.add_row(label, f"{result['accuracy']:.2%}", interval, correct, f"{result['seconds']:.1f}")
     console.print()
     console.print(table)
+    for name, label in labels(record).items():
+        if "near_boundary" in record[name]:
+            near = record[name]["near_boundary"]
+            console.print(f"{label}: {near} image{'s' * (near != 1)} within a hair of the boundary")
     flags = [flag for name in ("screen", "autoattack") for flag in record.get(name, {}).get("flags") or []]
     for flag in flags:
         console.print(f"AutoAttack warns: {flag['message']}")
