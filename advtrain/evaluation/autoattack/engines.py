@@ -16,6 +16,6 @@ def batch_attack(engine: str, model: nn.Module) -> BatchAttack:
         engine: its word.
         model: images to logits, eager, in eval mode, frozen, on the device of the batches to come.
     """
-    if engine == "exact":
+    if engine == "exact":  # upstream's attack classes, until ours take their place attack by attack
         return partial(upstream.attack_batch, model)
     raise SettingError(f"eval.autoattack.engine: expected exact or upstream, got {engine}; choose one of them")
