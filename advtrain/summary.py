@@ -13,7 +13,7 @@ from advtrain.evaluation.records import EVIDENCE, RECORD
 from advtrain.evaluation.statistics import wilson_interval
 from advtrain.export import Bundle, Verification
 
-HEADINGS = ("accuracy", "correct", "95 % interval", "at the boundary", "seconds")
+HEADINGS = ("accuracy", "95 % interval", "correct", "seconds")
 WIDTH = 20  # of the words in front of a line
 
 
@@ -46,7 +46,7 @@ def _table(record: dict[str, Any], name: str) -> Table:
     table = Table(title=f"{name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
     table.add_column("")
     for heading in HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for checkpoint, part in second.parts(record):
         if checkpoint is not None:
             table.add_row(f"[bold]{checkpoint}")
@@ -54,15 +54,18 @@ def _table(record: dict[str, Any], name: str) -> Table:
             result = part[key]
             correct = f"{result['correct']} / {result['n_examples']}"
             low, high = result.get("interval") or wilson_interval(result["correct"], result["n_examples"])
-            near = str(result.get("near_boundary", ""))
-            seconds = f"{result['seconds']:.1f}"
-            table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{low:.2%} to {high:.2%}", near, seconds)
+            interval, seconds = f"{100 * low:.2f} to {high:.2%}", f"{result['seconds']:.1f}"
+            table.add_row(label, f"{result['accuracy']:.2%}", interval, correct, seconds)
         table.add_section()
     return table
 
 
 def _judgements(record: dict[str, Any]) -> Iterator[str]:
-    """Whether the number can be believed, and where it would stand."""
+    """Whether the numbers can be believed, and where the model would stand."""
+    for name, label in labels(record).items():
+        near = record[name].get("near_boundary")
+        if near is not None:
+            yield f"{'boundary':{WIDTH}}{label}: {near} image{'s' * (near != 1)} within a hair of it"
     for name in ("screen", "autoattack"):
         for flag in record.get(name, {}).get("flags") or []:
             yield f"AutoAttack warns: {flag['message']}"

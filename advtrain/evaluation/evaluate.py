@@ -45,7 +45,8 @@ def evaluate(
         device: where the model is.
         progress: takes readable lines as the work goes on.
         folder: where the result will be saved. What is finished of an attack is kept there until then, so that the
-            same call goes on after a kill; nothing is kept when None.
+            same call goes on after a kill; nothing is kept when None. For a result that becomes a part of another
+            record, `folder / UNFINISHED / name` of that record, which goes when the record is saved.
         surrogate: makes an ordinary model for the same classes, on which the masking checks make images that shall
             transfer; asked for when they run.
 

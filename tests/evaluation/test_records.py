@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from advtrain.evaluation import (
     EvaluationSettings,
     MaskingSettings,
     PGDSettings,
+    ScreenSettings,
     evaluate,
+    title,
     write_record,
 )
+from advtrain.summary import labels
 
 
 @pytest.fixture
@@ -101,3 +105,59 @@ def test_a_failed_write_leaves_the_old_record(tmp_path):
         write_record({"accuracy": torch.tensor(0.1)}, path)
     assert json.loads(path.read_text()) == {"accuracy": 0.5}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_are_made_of_what_was_measured_and_stand_behind_it(problem, tmp_path, monkeypatch):
+    module = sys.modules["advtrain.evaluation.evaluate"]
+    four = problem(4, n=20)
+    monkeypatch.setattr(
+        module,
+        "PARTS",
+        {
+            "masking": lambda run, measured: {"broken": int((~measured["autoattack"].outcome.robust).sum())},
+            "curve": lambda run, measured: pytest.fail("it is not enabled"),
+        },
+    )
+    settings = EvaluationSettings(
+        pgd=PGDSettings(enabled=False),
+        masking=MaskingSettings(enabled=True),
+        autoattack=AutoAttackSettings(version="custom", attacks=["apgd-ce"]),
+    )
+    evaluation = evaluate(four.model, four.split, norm="linf", eps=four.eps, settings=settings)
+    evaluation.save(tmp_path, source={"run": "x"}, parts={"second": {"epoch": 3}})
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(record)[:7] == ["source", "threat", "n_examples", "clean", "autoattack", "masking", "second"]
+    assert record["masking"] == {"broken": 20 - record["autoattack"]["correct"]}
+
+
+def test_the_screen_is_never_called_autoattack(problem, tmp_path):
+    four = problem(4, n=24)
+    settings = EvaluationSettings(
+        pgd=PGDSettings(restarts=1, steps=2),
+        screen=ScreenSettings(enabled=True, n_examples=10, batch_size=5),
+        autoattack=AutoAttackSettings(enabled=False),
+    )
+    lines = []
+    evaluation = evaluate(
+        four.model, four.split, norm="linf", eps=four.eps, settings=settings, progress=lines.append, folder=tmp_path
+    )
+    assert (tmp_path / "unfinished" / "screen").is_dir()
+    evaluation.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adversarial.npz", "evaluation.json"]
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert "autoattack" not in record
+    assert [entry["attack"] for entry in record["screen"]["after"]] == ["none", "apgd-ce", "apgd-t"]
+    assert evaluation.evidence.attack == "screen" and len(evaluation.evidence.labels) == 10
+    assert labels(record)["screen"] == "screen (APGD-CE + APGD-T), subset of 10"
+    said = [line for line in lines if line.startswith(("screen", "AutoAttack"))]
+    assert said and not any("AutoAttack" in line for line in said)
+
+
+def test_only_the_engines_with_upstreams_verdicts_are_called_autoattack():
+    names = {engine: title({"engine": engine, "version": "standard"}) for engine in ("upstream", "exact", "fast")}
+    assert names == {
+        "upstream": "AutoAttack (standard)",
+        "exact": "AutoAttack (standard)",
+        "fast": "AutoAttack-fast (standard)",
+    }
+    assert title({"version": "standard"}) == "AutoAttack (standard)"  # of records before there were engines

@@ -90,10 +90,11 @@ def attack_and_judge(job: Job, attack: BatchAttack, number: int, rows: Tensor) -
     started = time.monotonic()
     x, y = job.x[rows].to(job.device), job.y[rows].to(job.device)
     # Seeded, so that a randomised model answers alike on any process and after a resume.
-    with undisturbed(job.device), torch.no_grad():
+    with undisturbed(job.device):
         torch.manual_seed(job.seed)
         found = attack(x, y, job.planned[number], job.seed)
-        broken = job.model(found.images).argmax(1) != y
+        with torch.no_grad():
+            broken = job.model(found.images).argmax(1) != y
         images = found.images[broken].detach().cpu()
     margins = torch.full((len(rows),), torch.inf) if found.margins is None else found.margins.float().cpu()
     return Batch(rows, broken.cpu(), images, found.zero_gradients.cpu(), margins, time.monotonic() - started)
