@@ -73,7 +73,15 @@ class Ascent(PerImage):
     """
 
     def __init__(
-        self, passes: Passes, geometry: Geometry, aim: Aim, start: Tensor, iterations: int, *, warm: bool, verdicts: bool
+        self,
+        passes: Passes,
+        geometry: Geometry,
+        aim: Aim,
+        start: Tensor,
+        iterations: int,
+        *,
+        warm: bool,
+        verdicts: bool,
     ) -> None:
         self.passes, self.geometry, self.aim = passes, geometry, aim
         self.iterations, self.verdicts = iterations, verdicts
