@@ -70,6 +70,18 @@ def test_batches_of_one(toy, name, norm):
 
 
 @pytest.mark.parametrize("norm", sorted(RADII))
+def test_random_starts_are_upstreams(toy, norm):
+    """With one iteration, which images break depends on where it starts."""
+    model, x, y = toy(4)
+    plan = planned("fab", norm, RADII[norm], iterations=1, restarts=4)
+    images = [perturb(model, x, y, plan, seed).images for seed in (0, 1)]
+    assert not torch.equal(*images)
+    for seed, ours in enumerate(images):
+        assert torch.equal(ours, upstream.perturb(model, x, y, plan, seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", sorted(RADII))
 def test_one_large_image_with_two_threads(norm):
     """Two threads share the sum of a single row of so many numbers, but not the sums of two rows."""
     torch.manual_seed(3)
@@ -79,7 +91,9 @@ def test_one_large_image_with_two_threads(norm):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert assert_same_bits(model, x, model(x).argmax(1), planned("fab-t", norm, 1e4, targets=2)).all()
+        assert assert_same_bits(
+            model, x, model(x).argmax(1), planned("fab-t", norm, 1e4, iterations=3, targets=2)
+        ).all()
     finally:
         torch.set_num_threads(before)
 
@@ -140,7 +154,7 @@ def test_global_generator_and_model_are_left_alone(toy):
     model, x, y = toy(4)
     model.requires_grad_(True)
     before, given = torch.get_rng_state(), x.clone()
-    plan = planned("fab", "linf", 0.06, restarts=2)
+    plan = planned("fab", "linf", 0.06, iterations=1, restarts=4)
     first = perturb(model, x, y, plan, 0).images
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(x, given)
