@@ -35,7 +35,7 @@ def perturb(
 
     Args:
         forward: images to logits.
-        x: images in [0, 1], shape (n, ...), float32, contiguous.
+        x: images in [0, 1], shape (n, ...).
         y: labels, shape (n,).
         plan: fab or fab-t.
         seed: of the random starts.
@@ -45,6 +45,7 @@ def perturb(
     Returns:
         Misclassified images within ε of `x`; `x` where there are none.
     """
+    x, y = x.detach().float().contiguous(), y.detach().long()
     with torch.no_grad():
         images = _Attack(forward, plan, execution, torch.Generator("cpu").manual_seed(seed)).run(x, y)
     return Found(images, torch.zeros(0, dtype=torch.long, device=x.device))
@@ -59,7 +60,7 @@ class _Attack:
         adversarial = x.clone()
         logits = self.forward(x)
         right = logits.argmax(1) == y
-        fresh = bool(right.all()) and x.is_contiguous()  # whether `logits` are those of the images that are left
+        fresh = bool(right.all())  # whether `logits` are those of the images that are left
         for target, restart in self._starts():
             left = right.nonzero().squeeze(1)
             if not len(left):

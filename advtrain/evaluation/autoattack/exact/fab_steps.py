@@ -104,7 +104,7 @@ def _nearest_class(logits: Tensor, images: Tensor, labels: Tensor, norm: str) ->
 
 
 def step(points: Points, normal: Tensor, offset: Tensor, norm: str, *, same_bits: bool) -> Tensor:
-    """The next points: beyond the boundary, on a mixture of the ways there from the current and from the clean image."""
+    """The next points: beyond the boundary, by a mixture of the ways there from the current and the clean images."""
     project, length = PROJECTIONS[norm], LENGTHS[norm]
     if len(normal) > 1:
         near, far = (project(p, normal, offset, same_bits=same_bits) for p in (points.current, points.clean))

@@ -36,10 +36,11 @@ def as_integers(keys: Tensor, values: Tensor, *, descending: bool = False) -> tu
     """As `as_argsort`, in any order among equal keys, and several times as fast.
 
     Args:
-        keys, values: float32 on the CPU, shape (rows, n), not negative, no −0.0 (whose bits are those of no number ≥ 0).
+        keys: float32 on the CPU, shape (rows, n), ≥ 0 and not −0.0: then their bits are in the order of the numbers.
+        values: float32, of the same shape.
     """
     pairs = np.empty((*keys.shape, 2), np.int32)
-    bits = keys.contiguous().numpy().view(np.int32)  # of floats ≥ 0: ordered as the floats are
+    bits = keys.contiguous().numpy().view(np.int32)
     if descending:
         np.invert(bits, out=pairs[..., HIGH])
     else:

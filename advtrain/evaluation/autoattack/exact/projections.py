@@ -11,77 +11,33 @@ coordinates, adds along the order and looks for the place where the sum reaches 
     d = project_linf(points, normals, offsets)     # also project_l2, project_l1, and PROJECTIONS by the norm's name
 """
 
-from collections.abc import Callable
-from functools import wraps
-from typing import NamedTuple, Protocol
-
 import torch
 from torch import Tensor
 
+from advtrain.evaluation.autoattack.exact.hyperplanes import (
+    Projection,
+    fast,
+    in_blocks_of_rows,
+    turned,
+    with_rows,
+    without,
+)
 from advtrain.evaluation.autoattack.exact.ordering import (
     as_argsort,
     as_integers,
     bisect,
     depends_on_order,
     running_sums,
-    sums_are_doubles,
 )
 
 # Of ⟨w, d⟩ as upstream computes it at a place and as it is computed here, relative to the magnitudes that enter: twice
 # four roundings of 2⁻²⁴, doubled to be safe.
 DIFFERENCE = 2.0**-20
 FAR = 1e12  # upstream's bound of what it sorts by in L2 and L1
-FLAT = 1e-8  # |w| below which L2 and L1 leave a coordinate where it is
+FLAT = 1e-8  # |w| up to which L2 and L1 leave a coordinate where it is
 
 
-BLOCK = 400_000  # numbers handled at once on a CPU: a few such arrays stay in its cache
-
-
-class Projection(Protocol):
-    def __call__(self, points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: bool = True) -> Tensor: ...
-
-
-class _Turned(NamedTuple):
-    """The hyperplanes with w turned so that ⟨w, t⟩ ≥ b: moving by `way` = −`side`·`room` takes ⟨w, t⟩ down.
-
-    Attributes:
-        excess: ⟨w, t⟩ − b ≥ 0, shape (rows,).
-        side: sign of w.
-        weights: |w|.
-        room: how far the coordinate can move until it is 0 or 1.
-        way: to there; the further way, to 0, where w = 0.
-    """
-
-    excess: Tensor
-    side: Tensor
-    weights: Tensor
-    room: Tensor
-    way: Tensor
-
-
-def _turned(points: Tensor, normals: Tensor, offsets: Tensor) -> _Turned:
-    excess = (normals * points).sum(1) - offsets
-    side = normals.sign().mul_((2 * (excess >= 0) - 1).unsqueeze(1))
-    way = side.clamp_max(0).add_(points).neg_()  # 1 − t where w < 0, else −t
-    return _Turned(excess.abs(), side, normals.abs(), way.abs(), way)
-
-
-def _in_blocks(project: Projection) -> Projection:
-    """Block by block on a CPU, of two rows or more: PyTorch may add up a single one in another order."""
-
-    @wraps(project)
-    def in_blocks(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: bool = True) -> Tensor:
-        rows, n = points.shape
-        blocks = max(1, rows // max(2, BLOCK // n)) if points.is_cpu else 1
-        if blocks == 1:
-            return project(points, normals, offsets, same_bits=same_bits)
-        parts = zip(*(given.tensor_split(blocks) for given in (points, normals, offsets)), strict=True)
-        return torch.cat([project(*part, same_bits=same_bits) for part in parts])
-
-    return in_blocks
-
-
-@_in_blocks
+@in_blocks_of_rows
 def project_linf(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: bool = True) -> Tensor:
     """The shortest way in Linf to the hyperplane within the box (arXiv:1907.02044, eq. 7).
 
@@ -97,9 +53,9 @@ def project_linf(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits:
     Returns:
         d, shape (rows, n); 0 where w is.
     """
-    excess, side, weights, room, way = _turned(points, normals, offsets)
+    excess, side, weights, room, way = turned(points, normals, offsets)
     reach = -(weights * room).sum(1)
-    if _fast(points):
+    if fast(points):
         ordered = as_integers(room, weights, descending=True)
         step, everything, unsure = _linf_step(-excess, reach, *ordered, doubt=same_bits)
         rows = unsure.nonzero().squeeze(1)
@@ -111,8 +67,8 @@ def project_linf(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits:
         step, everything, _ = _linf_step(-excess, reach, *ordered, doubt=False)
     step.unsqueeze_(1)
     d = torch.maximum(torch.minimum(way, step), -step)
-    d = _with_rows(d, everything, lambda rows: side[rows] * -step[rows])
-    return _without(d, weights, 0.0)
+    d = with_rows(d, everything, lambda rows: side[rows] * -step[rows])
+    return without(d, weights, 0.0)
 
 
 def _linf_step(
@@ -163,26 +119,25 @@ def _linf_step(
     return step.squeeze(1), everything.squeeze(1), unsure.squeeze(1)
 
 
-@_in_blocks
+@in_blocks_of_rows
 def project_l2(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: bool = True) -> Tensor:
     """The shortest way in L2 to the hyperplane within the box.
 
     d = −w·min(α, room/|w|): along the normal, every coordinate until it is 0 or 1. Arguments and result as for
     `project_linf`; coordinates with |w| ≤ 1e-8 stay.
     """
-    excess, side, weights, room, _ = _turned(points, normals, offsets)
-    turned = side.mul_(weights)
+    excess, side, weights, room, _ = turned(points, normals, offsets)
+    normals = side.mul_(weights)
     ratios = (room / weights).clamp_max_(FAR)
-    if _any(weights < FLAT):
-        ratios.masked_fill_(weights < FLAT, FAR)
-    corner = _without(-(ratios * turned), weights, FLAT)
-    reach = (corner * turned).sum(1)
+    ratios.masked_fill_(weights < FLAT, FAR)
+    corner = without(-(ratios * normals), weights, FLAT)
+    reach = (corner * normals).sum(1)
     step, everything = _l2_step(
         excess.unsqueeze(1), reach.unsqueeze(1), *_upstream_order(ratios, weights**2, same_bits)
     )
-    d = -(torch.minimum(step, ratios) * turned)
-    d = _with_rows(d, everything, lambda rows: turned[rows] * -step[rows])
-    return _without(d, weights, FLAT)
+    d = -(torch.minimum(step, ratios) * normals)
+    d = with_rows(d, everything, lambda rows: normals[rows] * -step[rows])
+    return without(d, weights, FLAT)
 
 
 def _upstream_order(keys: Tensor, values: Tensor, same_bits: bool) -> tuple[Tensor, Tensor]:
@@ -190,7 +145,7 @@ def _upstream_order(keys: Tensor, values: Tensor, same_bits: bool) -> tuple[Tens
 
     In L2 their order shows nearly always, in a sum of floats. Several saturated pixels are the usual case of it.
     """
-    if not _fast(keys):
+    if not fast(keys):
         return as_argsort(keys, values)
     if not same_bits:
         return as_integers(keys, values)
@@ -234,16 +189,16 @@ def _l2_step(excess: Tensor, reach: Tensor, ratios: Tensor, squares: Tensor) -> 
     return torch.where(everything, excess / total, step), everything.squeeze(1)
 
 
-@_in_blocks
+@in_blocks_of_rows
 def project_l1(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: bool = True) -> Tensor:
     """The shortest way in L1 to the hyperplane within the box.
 
     The coordinates with the largest |w| move as far as they can, the next one by what is left. Arguments and result as
     for `project_linf`; coordinates with |w| ≤ 1e-8 stay.
     """
-    excess, side, weights, room, way = _turned(points, normals, offsets)
+    excess, side, weights, room, way = turned(points, normals, offsets)
     places, falls = weights.reciprocal().clamp_max_(FAR), weights * room  # places: any numbers in the order of moving
-    if _fast(points):
+    if fast(points):
         keys, ordered = as_integers(places, falls)
         at, left, unsure = _l1_place(excess, ordered, keys)
         here = keys.gather(1, at)
@@ -259,9 +214,9 @@ def project_l1(points: Tensor, normals: Tensor, offsets: Tensor, *, same_bits: b
     reached = left > -torch.inf
     last = (places - here).abs_().argmin(1, keepdim=True)
     rest = -left / (side.gather(1, last) * weights.gather(1, last))
-    d = _with_rows(way, reached.squeeze(1), lambda rows: way[rows] * (places[rows] < here[rows]))
+    d = with_rows(way, reached.squeeze(1), lambda rows: way[rows] * (places[rows] < here[rows]))
     d.scatter_(1, last, torch.where(reached, rest, d.gather(1, last)))
-    return _without(d, weights, FLAT)
+    return without(d, weights, FLAT)
 
 
 def _l1_ranks(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,32 +254,6 @@ def _l1_place(excess: Tensor, falls: Tensor, keys: Tensor | None) -> tuple[Tenso
         unsure |= depends_on_order(left, at, 2 * start) | (following >= (following - 2 * start) * (n * 2.0**-51))
         unsure = (reached & unsure) | (end.abs() <= (2 * start - end) * (n * 2.0**-51))
     return at, torch.where(reached, left.float(), -torch.inf), unsure.squeeze(1)
-
-
-def _fast(points: Tensor) -> bool:
-    return points.is_cpu and points.dtype == torch.float32 and sums_are_doubles()
-
-
-def _any(mask: Tensor) -> bool:
-    """Whether a mask is worth applying: on a GPU it is, since looking costs more."""
-    return not mask.is_cpu or bool(mask.any())
-
-
-def _with_rows(d: Tensor, mask: Tensor, make: Callable[[Tensor | slice], Tensor]) -> Tensor:
-    """`d` with the rows of `mask` (shape (rows,)) from `make`, which is given which rows to make."""
-    if not d.is_cpu:
-        return torch.where(mask.unsqueeze(1), make(slice(None)), d)
-    rows = mask.nonzero().squeeze(1)
-    if len(rows):
-        d[rows] = make(rows)
-    return d
-
-
-def _without(d: Tensor, weights: Tensor, flat: float) -> Tensor:
-    """`d` with zeros where a weight is at most `flat`."""
-    if d.is_cpu and float(weights.amin()) > flat:
-        return d
-    return d.masked_fill_(weights <= flat, 0)
 
 
 PROJECTIONS: dict[str, Projection] = {"linf": project_linf, "l2": project_l2, "l1": project_l1}
