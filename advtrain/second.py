@@ -135,7 +135,7 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"measured            {_title(source)}; {second['checkpoint']}.pt holds the same weights")
     found = record.get("collapse")
     if found is not None and found["training_robust"] is not None:
-        where = f"seen after epoch {found['epoch']}: " if found["detected"] else ""
+        where = f"catastrophic overfitting, seen after epoch {found['epoch']}: " if found["detected"] else ""
         lines.append(f"collapse            {where}{found['reason']}")
         if not found["detected"] and found["robust_overfitting"]["detected"]:
             lines.append(f"robust overfitting  {found['robust_overfitting']['reason']}")

@@ -153,7 +153,9 @@ def test_the_table_keeps_the_checkpoints_apart(run: Any, capsys: pytest.CaptureF
 def test_a_collapse_is_told_at_the_end() -> None:
     found = {"detected": True, "epoch": 7, "training_robust": 0.9, "reason": "held-out robust accuracy fell"}
     record = {"source": {}, "collapse": found | {"robust_overfitting": {"detected": True, "reason": "so too"}}}
-    assert second.remarks(record) == ["collapse            seen after epoch 7: held-out robust accuracy fell"]
+    assert second.remarks(record) == [
+        "collapse            catastrophic overfitting, seen after epoch 7: held-out robust accuracy fell"
+    ]
     record["collapse"] |= {"detected": False, "reason": "none: fine"}
     assert second.remarks(record) == ["collapse            none: fine", "robust overfitting  so too"]
     record["collapse"]["training_robust"] = None  # standard training

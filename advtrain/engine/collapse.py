@@ -63,7 +63,7 @@ class Collapse:
         return self.epoch is not None
 
     def __str__(self) -> str:
-        where = f" in the epochs up to {self.epoch}" if self.detected else ""
+        where = f", seen after epoch {self.epoch}" if self.detected else ""
         return f"catastrophic overfitting{where}: {self.reason}"
 
 

@@ -30,7 +30,7 @@ def test_a_collapse_has_the_epoch_of_the_validation_that_shows_it() -> None:
     assert found.epoch == 5 and found.detected
     assert (found.training_robust, found.held_out_robust, found.best_held_out) == (0.85, 0.02, 0.38)
     assert "fell to 2.00% (from 38.00% after epoch 4)" in found.reason and "rose from 50.00% to 85.00%" in found.reason
-    assert str(found).startswith("catastrophic overfitting in the epochs up to 5: ")
+    assert str(found).startswith("catastrophic overfitting, seen after epoch 5: ")
     assert not collapse.collapse(points(training, [0.25, 0.31, 0.36, 0.38, 0.2, 0.2]), full_from=1).detected
     assert collapse.collapse(points(training, [0.25, 0.31, 0.36, 0.38, 0.18, 0.2]), full_from=1).epoch == 5
 
@@ -142,7 +142,7 @@ def test_the_trainer_warns_once_with_the_epoch(
     object.__setattr__(run.settings, "log_every", 4)  # once per epoch of 96 // 24 steps
     run.fit()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert "catastrophic overfitting in the epochs up to 3" in line and "best.pt is that of epoch 2" in line
+    assert "catastrophic overfitting, seen after epoch 3" in line and "best.pt is that of epoch 2" in line
     assert "fell to 0.00% (from 40.00% after epoch 2)" in line
 
 
