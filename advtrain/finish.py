@@ -1,6 +1,7 @@
 """How a run ends: evaluation, bundle, verification, and what the person sees of them."""
 
 import json
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
-from advtrain.evaluation import EvaluationSettings, evaluate
+from advtrain.evaluation import Evaluation, EvaluationSettings, evaluate
+from advtrain.evaluation.threats import Threat, member_of, parse_threats, union
 from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
 from advtrain.sources import averaged_model, find
 from advtrain.types import SettingError
@@ -107,20 +109,46 @@ def evaluation_run(config: dict[str, Any]) -> None:
     data_config = source.data if config["data_root"] is None else {**source.data, "root": config["data_root"]}
     data = build({key: value for key, value in data_config.items() if not key.startswith("threat_")})
     data.check_test()
-    eps_word = threat.eps.replace("/", "_")
-    directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
-    result = evaluate(
-        source.model,
-        data.split("test"),
-        norm=threat.norm,
-        eps=threat.radius,
-        settings=settings,
-        device=device,
-        progress=console.print,
-    )
+    own = Threat(threat.norm, threat.eps)
+    threats = parse_threats(config["threats"], stored=own, dataset=data_name({"data": data_config}))
+    directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{'threats' if threats else own.folder}")
     described = {"model": config["source"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
-    result.save(directory, source=described)
+
+    def measure(threat: Threat) -> Evaluation:
+        return evaluate(
+            source.model,
+            data.split("test"),
+            norm=threat.norm,
+            eps=threat.radius,
+            settings=settings,
+            device=device,
+            progress=console.print,
+        )
+
+    if threats:
+        evaluate_threats(threats, measure, source.model, device, directory, described)
+    else:
+        measure(own).save(directory, source=described)
     show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
+
+
+def evaluate_threats(
+    threats: Sequence[Threat],
+    measure: Callable[[Threat], Evaluation],
+    model: torch.nn.Module,
+    device: torch.device,
+    directory: Path,
+    described: dict[str, Any],
+) -> None:
+    """A folder per threat model; `directory` itself gets the first one's files and what holds against all of them."""
+    results: dict[Threat, Evaluation] = {}
+    for threat in threats:
+        console.print(f"threat model {threat}")
+        results[threat] = measure(threat)
+        results[threat].save(directory / threat.folder, source=described)
+    together = union([member_of(model, threat, result, device) for threat, result in results.items()])
+    results[threats[0]].save(directory, source=described, threats=together.record())
+    console.print("\n".join(["threat models, on the same images", *together.lines()]), highlight=False, markup=False)
 
 
 def export_run(config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from advtrain.losses.objectives import CrossEntropy, Margin, ModelObjective
 from advtrain.types import Images, Labels, Logits, Objective, PerImage
 
 MOMENTUM = 0.75  # the weight of the new step against the last movement, as in APGD
+PIXELS = 5  # that a first step in L1 moves, per unit of radius; the last moves a tenth of these
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,12 @@ def climbed(
     return APGD(norm=norm, eps=eps, steps=steps)(loss, x, start=start)
 
 
-def sparse_ascent(
-    loss: Objective, x: Images, start: Images, *, eps: float, steps: int, first_share: float = 0.04
-) -> Images:
+def sparse_ascent(loss: Objective, x: Images, start: Images, *, eps: float, steps: int) -> Images:
     """Ascent in the L1 ball, along the signs of the largest slopes; returns the best point.
 
-    The steps of SLIDE (Tramèr & Boneh, arXiv:1904.13000) with the projection onto the intersection of ball and [0, 1],
-    the long first steps and the shrinking number of pixels of APGD for L1 (Croce & Hein, arXiv:2103.01208). `PGD` of
-    `advtrain.attacks`, which fills up one pixel after the other, breaks fewer images in the same number of steps.
+    The steps of SLIDE (Tramèr & Boneh, arXiv:1904.13000) with what makes APGD strong in L1 (Croce & Hein,
+    arXiv:2103.01208): the projection onto the intersection of ball and [0, 1], long first steps that shrink, and fewer
+    and fewer pixels.
 
     Args:
         loss: what is maximised.
@@ -97,7 +96,6 @@ def sparse_ascent(
         start: where the search begins; brought into the ball first.
         eps: radius.
         steps: gradients taken. Over them a step shrinks from ε to ε/20.
-        first_share: of the pixels that the first step moves; the last moves a tenth of these.
     """
     geometry = L1()
     current = previous = geometry.inside(x, start, eps)
@@ -106,7 +104,8 @@ def sparse_ascent(
         value, gradient = ascent.value_and_gradient(loss, current)
         better = value > best_value
         best, best_value = ascent.per_image(better, current, best), value.where(better, best_value)
-        moved = max(1, int(first_share * 0.1 ** (k / steps) * x[0].numel()))
+        # Of pixels moved all the way the ball holds about as many as its radius says.
+        moved = min(max(1, round(PIXELS * eps * 0.1 ** (k / steps))), x[0].numel())
         step = _equal_share(current, gradient, moved) * (eps * 0.05 ** (k / steps))
         following = geometry.inside(x, current + step, eps)
         momentum = MOMENTUM * (following - current) + (1 - MOMENTUM) * (current - previous)

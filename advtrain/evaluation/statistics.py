@@ -1,21 +1,26 @@
-"""How sure a count of images is."""
+"""How far a count of images can be trusted."""
 
-import math
+from math import sqrt
 from statistics import NormalDist
+
+from torch import Tensor
 
 from advtrain import checks
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson, "Probable inference ...", JASA 22, 1927).
+    """The score interval of a proportion (Wilson, JASA 22, 1927): all p with |p - p̂| ≤ z √(p (1 - p) / n).
+
+    It stays in [0, 1] and has a width at p̂ = 0 and 1, too. It is about the choice of test images, each right or wrong
+    on its own; randomness of the attack or of training is not in it.
 
     Args:
-        correct: successes.
-        n: trials, independent of each other, as images drawn at random from a distribution are.
-        confidence: the share of intervals that contain the true value.
+        correct: successes, 0 to n.
+        n: trials, at least 1.
+        confidence: share of such intervals that hold the true value.
 
     Returns:
-        Its ends, as fractions in [0, 1]. Unlike the normal approximation it has a width at 0 and n successes, too.
+        The lower and the upper end, as fractions.
 
     Raises:
         SettingError: the counts do not fit.
@@ -23,10 +28,16 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     n = checks.integer("n", n, low=1)
     correct = checks.integer("correct", correct, low=0, high=n)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / n
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == n else min(1.0, centre + half)
-    return low, high
+    p, spread = correct / n, z * z / n
+    centre = (p + spread / 2) / (1 + spread)
+    half = sqrt(p * (1 - p) * spread + spread * spread / 4) / (1 + spread)
+    # The ends at 0 and n successes are exactly 0 and 1; rounding would miss them.
+    return (max(0.0, centre - half) if correct else 0.0), (min(1.0, centre + half) if correct < n else 1.0)
+
+
+def per_class(robust: Tensor, labels: Tensor) -> dict[str, list[int]]:
+    """Correct images and all images of each class that occurs, by its number as a word: JSON's keys are words."""
+    return {
+        str(label): [int(robust[labels == label].sum()), int((labels == label).sum())]
+        for label in labels.unique().tolist()
+    }
