@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PARTS = ("attacks", "data", "engine", "evaluation", "export", "losses", "models")
+_PARTS = ("attacks", "data", "engine", "evaluation", "export", "losses", "models", "report")
 
 
 def __getattr__(name: str) -> Any:

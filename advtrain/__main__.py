@@ -1,5 +1,10 @@
-"""`python -m advtrain`, for torchrun: the command `advtrain`."""
+"""`python -m advtrain [train | eval | export] …`, for torchrun: the commands `advtrain`, `advtrain-eval`, …"""
 
-from advtrain.cli import train
+import sys
 
-train()
+from advtrain.cli import evaluate, export, train
+
+COMMANDS = {"train": train, "eval": evaluate, "export": export}
+
+command = COMMANDS[sys.argv.pop(1)] if len(sys.argv) > 1 and sys.argv[1] in COMMANDS else train
+command()

@@ -52,11 +52,11 @@ def train() -> None:
 
 @reported
 def evaluate() -> None:
-    """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo."""
+    """`advtrain-eval`: evaluate a run, a checkpoint, a bundle or a model of RobustBench's zoo, or re-check images."""
     arguments = _start("eval", sys.argv[1:])
     arguments = [_source(word, first=i == 0) for i, word in enumerate(arguments)]
     compose("eval", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("eval", arguments, lambda config, hydra: _finish().evaluation_run(config))
+    _hydra_main("eval", arguments, lambda config, hydra: _evaluation(config))
 
 
 @reported
@@ -66,7 +66,7 @@ def export() -> None:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         arguments[0] = f"run={_quoted(arguments[0])}"
     compose("export", overrides_of(arguments), own_config_folder(arguments))
-    _hydra_main("export", arguments, lambda config, hydra: _finish().export_run(config))
+    _hydra_main("export", arguments, lambda config, hydra: _publish().export_run(config))
 
 
 def _start(command: str, arguments: Sequence[str]) -> list[str]:
@@ -162,10 +162,25 @@ def _runs() -> Any:
     return runs
 
 
+def _evaluation(config: dict[str, Any]) -> None:
+    if config["verify"] is None:
+        _finish().evaluation_run(config)
+        return
+    from advtrain.confirm import confirm
+
+    confirm(config)
+
+
 def _finish() -> Any:
     from advtrain import finish
 
     return finish
+
+
+def _publish() -> Any:
+    from advtrain import publish
+
+    return publish
 
 
 if __name__ == "__main__":

@@ -174,8 +174,6 @@ def explain(error: Exception, name: str, overrides: Sequence[str], own_folder: P
     if unknown:
         return _unknown(unknown.group(1), name)
     absent = re.search(r"Missing mandatory value: ([\w.]+)", text)
-    if absent and absent.group(1) == "source":
-        return "model: expected a run directory, a checkpoint, a bundle or robustbench:<name>, got none; add model=…"
     if absent:
         key = getattr(error, "full_key", None) or absent.group(1)
         return f"{key}: expected a value, got none; add {key}=…"
@@ -186,7 +184,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str], own_folder: P
 
 
 def _unknown(key: str, name: str) -> str:
-    config = compose(name, ["source=x"] if name == "eval" else [])
+    config = compose(name, [])
     where, _, leaf = key.rpartition(".")
     node: Any = config
     for part in where.split(".") if where else []:

@@ -21,12 +21,14 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How checkpoints are chosen: margin-loss PGD with restarts on the held-out part of the training set.
+    """How checkpoints are chosen: by an attack that training does not use, on the held-out part of the training set.
+
+    The attack follows from that of the training, see `advtrain.engine.validation.selection_attack`; its size is here.
 
     Attributes:
         every: epochs between validations; the last epoch is always validated.
-        steps: of each restart; the step size is ε/4.
-        restarts: random starts.
+        steps: of each start.
+        restarts: random starts; the first towards the nearest wrong class, each further one towards the next.
         n_examples: held-out images used, all of them when null.
         batch_size: images per pass.
     """

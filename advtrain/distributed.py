@@ -1,14 +1,23 @@
 """Several processes, one run. The only file that imports torch.distributed; all of it works in a single process too."""
 
+import itertools
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PATIENCE = 24 * 3600.0  # seconds that a process waits for the others to finish their share of an evaluation
+_store: dist.Store | None = None  # of the group that this process is in
 
 
 def launched() -> bool:
@@ -22,7 +31,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not launched():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    global _store
+    timeout = timedelta(minutes=30)
+    _store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_store, rank=rank_, world_size=world, timeout=timeout)
     try:
         yield
     finally:
@@ -31,10 +44,77 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Leaves the group early, so that the main process can work on alone without a collective timing out."""
+    """Leaves the group early, when all have come so far, so that the main process can work on alone."""
     if dist.is_initialized():
+        wait_for_all()
         dist.barrier()
         dist.destroy_process_group()
+
+
+class SharedCounter:
+    """A number that all processes add to, from 0.
+
+    Every process makes its counters in the same order: that is how they find each other.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self._sum = 0
+        self._key = f"advtrain/counter-{next(self._numbers)}" if dist.is_initialized() else None
+
+    def add(self, amount: int) -> int:
+        """Adds `amount` and returns the sum so far, over all processes."""
+        if self._key is None or _store is None:
+            self._sum += amount
+            return self._sum
+        return _store.add(self._key, amount)
+
+
+def wait_for_all() -> None:
+    """A barrier for processes that may come hours apart, when a collective would have given up.
+
+    Raises:
+        TimeoutError: some process has not come within a day.
+    """
+    here, start = SharedCounter(), time.monotonic()
+    here.add(1)
+    while here.add(0) < world_size():
+        if time.monotonic() - start > PATIENCE:
+            raise TimeoutError(f"expected {world_size()} processes, got {here.add(0)} within a day; is one stuck?")
+        time.sleep(0.05)
+
+
+def share(tasks: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """`[work(task) for task in tasks]` on every process, each task done by whichever process is free.
+
+    All processes must call it alike, and come whenever they like. The results travel by pickle.
+    """
+    tickets, mine = SharedCounter(), {}
+    while (ticket := tickets.add(1) - 1) < len(tasks):
+        mine[ticket] = work(tasks[ticket])
+    done: dict[int, R] = {}
+    for part in _gather(mine):
+        done |= part
+    return [done[i] for i in range(len(tasks))]
+
+
+def on_main(compute: Callable[[], T]) -> T:
+    """What the main process computes, on every process; the others wait for as long as it takes."""
+    if not dist.is_initialized():
+        return compute()
+    value = compute() if is_main() else None
+    wait_for_all()
+    return broadcast_object(value)  # pyright: ignore[reportReturnType]
+
+
+def _gather(value: T) -> list[T]:
+    if not dist.is_initialized():
+        return [value]
+    wait_for_all()
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def rank() -> int:

@@ -1,96 +1,56 @@
-"""How a run ends: evaluation, bundle, verification, and what the person sees of them."""
+"""How a run ends: its evaluation, what is added about the run, and the report; and the same for `advtrain-eval`."""
 
 import json
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from torch import nn
 
-from advtrain import checks
-from advtrain.config import ThreatSettings, architecture_of, build, typed
+from advtrain import checks, distributed, second
+from advtrain.config import ThreatSettings, build, typed
+from advtrain.data.base import Dataset
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
-from advtrain.evaluation import Evaluation, EvaluationSettings, evaluate
-from advtrain.evaluation.threats import Threat, member_of, parse_threats, union
-from advtrain.export import Bundle, ExportMetadata, Verification, export_bundle, verify_bundle
-from advtrain.sources import averaged_model, find
+from advtrain.engine.validation import selection_attack
+from advtrain.evaluation import EvaluationSettings, evaluate
+from advtrain.evaluation.masking import standard_surrogate, train_surrogate
+from advtrain.evaluation.records import RECORD, Evaluation, write_record
+from advtrain.evaluation.threats import Member, Threat, Union, parse_threats, union
+from advtrain.publish import data_name
+from advtrain.report import Measured, Snapshot, load, position, write_report
+from advtrain.sources import averaged_model, described, find
+from advtrain.summary import show
 from advtrain.types import SettingError
-
-EVALUATION_FILE = "evaluation.json"
-ARRAYS_FILE = "adversarial.npz"
 
 
 def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> dict[str, Any] | None:
-    """evaluation.json of a trained run: made now, or read when an earlier call of the same command made it."""
+    """evaluation.json of a trained run: made now, or read when an earlier call of the same command made it.
+
+    All processes of a group call it and share the work; the main one writes.
+    """
     settings: EvaluationSettings = parts["eval"]
     if not settings.enabled:
         console.print(f"no evaluation (eval=none); later: advtrain-eval model={directory}")
         return None
-    path = directory / EVALUATION_FILE
-    if path.is_file():
-        return json.loads(path.read_text())
+    path = directory / RECORD
     threat: ThreatSettings = parts["threat"]
-    device = device_named(parts["trainer"].device)
-    checkpoint = directory / "checkpoints" / f"{settings.checkpoint}.pt"
-    model = averaged_model(config, checkpoint, device, trusted=True)
-    result = evaluate(
-        model,
-        parts["data"].split("test"),
-        norm=threat.norm,
-        eps=threat.radius,
-        settings=settings,
-        device=device,
-        progress=console.print,
-    )
-    source = {"run": directory.name, "checkpoint": settings.checkpoint, "seed": config["seed"]}
-    result.save(directory, source=source | {"git_commit": directories.git_commit()})
-    return json.loads(path.read_text())
-
-
-def export_and_verify(
-    config: dict[str, Any],
-    metadata: ExportMetadata,
-    record: dict[str, Any],
-    directory: Path,
-    out: Path | None = None,
-    *,
-    trusted: bool = True,
-) -> tuple[Bundle, Verification] | None:
-    """Writes the bundle of an evaluated run and verifies it in a fresh process; None where there is nothing to prove.
-
-    Raises:
-        VerificationError: the bundle does not hold what it says.
-    """
-    if not (directory / ARRAYS_FILE).is_file():
-        console.print("no bundle: the evaluation ran no attack, so there is nothing to verify it by")
-        return None
-    checkpoint = directory / "checkpoints" / f"{record['source']['checkpoint']}.pt"
-    model = averaged_model(config, checkpoint, torch.device("cpu"), trusted=trusted)
-    arguments = {key: value for key, value in architecture_of(config["model"]).items() if key != "_target_"}
-    bundle = export_bundle(
-        model,
-        model_target=config["model"]["_target_"],
-        model_arguments=arguments,
-        dataset=data_name(config),
-        eps_text=str(config["threat"]["eps"]),
-        norm=config["threat"]["norm"],
-        record=record,
-        arrays_path=directory / ARRAYS_FILE,
-        metadata=metadata,
-        directory=out or directory / "export",
-        recipe=config,
-    )
-    return bundle, verify_bundle(bundle.directory)
-
-
-def data_name(config: dict[str, Any]) -> str:
-    """The dataset's name as leaderboards write it: that of its class."""
-    module, _, name = config["data"]["_target_"].rpartition(".")
-    return getattr(import_module(module), name).name
+    data, device = parts["data"], device_named(parts["trainer"].device)
+    run = second.Run(directory, config, trusted=True, device=device)
+    measure = measurement(data, threat, device, directory, data_name(config))
+    if not distributed.on_main(path.is_file):
+        model = averaged_model(config, run.path(settings.checkpoint), device, trusted=True)
+        source = {"run": directory.name, "seed": config["seed"], **run.facts(settings.checkpoint)}
+        source["selected_by"] = selection_attack(
+            threat, parts["trainer"].validation, parts["attack"], parts["loss"], data.num_classes
+        ).describe()
+        source["git_commit"] = directories.git_commit()
+        save(measure(model, settings=settings), directory, data_name(config), source, load())
+    second.complete(path, run, settings, measure)
+    return distributed.on_main(lambda: reported(directory))
 
 
 def evaluation_run(config: dict[str, Any]) -> None:
@@ -100,128 +60,103 @@ def evaluation_run(config: dict[str, Any]) -> None:
         SettingError: something cannot be used.
     """
     settings = typed(EvaluationSettings, config["eval"], "eval")
-    if config["threads"] is not None:
-        torch.set_num_threads(checks.integer("threads", config["threads"], low=1))
-    device = device_named(checks.choice("device", config["device"], ("auto", "cpu", "cuda")))
+    snapshot = load(config["leaderboard"])
+    device = evaluation_device(config)
     source = find(config, device)
     norm = source.norm if config["norm"] is None else str(config["norm"])
     threat = ThreatSettings(norm, source.eps if config["eps"] is None else str(config["eps"]))
     data_config = source.data if config["data_root"] is None else {**source.data, "root": config["data_root"]}
     data = build({key: value for key, value in data_config.items() if not key.startswith("threat_")})
     data.check_test()
-    own = Threat(threat.norm, threat.eps)
-    threats = parse_threats(config["threats"], stored=own, dataset=data_name({"data": data_config}))
+    own, name = Threat(threat.norm, threat.eps), data_name({"data": data_config})
+    threats = parse_threats(config["threats"], stored=own, dataset=name)
     directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{'threats' if threats else own.folder}")
-    described = {"model": config["source"], "checkpoint": settings.checkpoint, "git_commit": directories.git_commit()}
+    run = second.run_named(str(config["source"]), trusted=config["trust"], device=device)
 
-    def measure(threat: Threat) -> Evaluation:
-        return evaluate(
-            source.model,
-            data.split("test"),
-            norm=threat.norm,
-            eps=threat.radius,
-            settings=settings,
-            device=device,
-            progress=console.print,
-        )
+    def measured(threat: Threat, folder: Path) -> Evaluation:
+        result = measurement(data, threat, device, folder, name)(source.model, settings=settings)
+        written(result, folder)
+        return result
 
-    if threats:
-        evaluate_threats(threats, measure, source.model, device, directory, described)
-    else:
-        measure(own).save(directory, source=described)
-    show(json.loads((directory / EVALUATION_FILE).read_text()), directory, None)
+    def written(result: Evaluation, folder: Path) -> None:
+        facts = {**described(config, folder), "git_commit": directories.git_commit()}
+        save(result, folder, name, facts | ({} if run is None else run.facts(settings.checkpoint)), snapshot)
 
-
-def evaluate_threats(
-    threats: Sequence[Threat],
-    measure: Callable[[Threat], Evaluation],
-    model: torch.nn.Module,
-    device: torch.device,
-    directory: Path,
-    described: dict[str, Any],
-) -> None:
-    """A folder per threat model; `directory` itself gets the first one's files and what holds against all of them."""
-    results: dict[Threat, Evaluation] = {}
-    for threat in threats:
-        console.print(f"threat model {threat}")
-        results[threat] = measure(threat)
-        results[threat].save(directory / threat.folder, source=described)
-    together = union([member_of(model, threat, result, device) for threat, result in results.items()])
-    results[threats[0]].save(directory, source=described, threats=together.record())
-    console.print("\n".join(["threat models, on the same images", *together.lines()]), highlight=False, markup=False)
+    with distributed.process_group(device):
+        main = threats[0] if threats else own
+        result = measured(main, directory)
+        if run is not None:
+            second.complete(directory / RECORD, run, settings, measurement(data, main, device, directory, name))
+        if threats:
+            written(result, directory / main.folder)
+            others = [Member.of(threat, measured(threat, directory / threat.folder)) for threat in threats[1:]]
+            add_union(union([Member.of(main, result), *others]), directory)
+        distributed.leave()
+    if distributed.is_main():
+        show(reported(directory, snapshot), directory, None)
 
 
-def export_run(config: dict[str, Any]) -> None:
-    """`advtrain-export`: writes the bundle of an evaluated run and verifies it, or verifies a bundle.
-
-    Raises:
-        SettingError: something cannot be used.
-        VerificationError: the bundle does not hold what it says.
-    """
-    if (config["run"] is None) == (config["verify"] is None):
-        raise SettingError("expected run=FOLDER or verify=BUNDLE, got neither or both; give one of them")
-    if config["verify"] is not None:
-        console.print(f"verified: {verify_bundle(Path(config['verify']))}")
-        return
-    directory = Path(config["run"])
-    stored = directories.load_config(directory)
-    path = directory / EVALUATION_FILE
-    if not path.is_file():
-        raise SettingError(f"run: expected a run with {EVALUATION_FILE}, got {directory} without; train it to the end")
-    metadata = typed(ExportMetadata, config["export"], "export")
-    record = json.loads(path.read_text())
-    out = None if config["out"] is None else Path(config["out"])
-    finished = export_and_verify(stored, metadata, record, directory, out, trusted=config["trust"])
-    if finished is not None:
-        bundle, verification = finished
-        console.print(f"bundle    {bundle.directory}\nverified  {verification}")
-        for line in (*bundle.to_fill, *bundle.obstacles):
-            console.print(f"note      {line}")
+def add_union(together: Union, directory: Path) -> None:
+    """Prints what holds against several threat models and adds it to the record of `directory`, the first one's."""
+    if distributed.is_main():
+        record = json.loads((directory / RECORD).read_text())
+        write_record(record | {"threats": together.record()}, directory / RECORD)
+        for line in together.lines():
+            console.print(line, highlight=False, markup=False)
 
 
-def show(record: dict[str, Any], directory: Path, finished: tuple[Bundle, Verification] | None) -> None:
-    """The final table and where everything is."""
-    threat = record["threat"]
-    table = Table(title=f"{directory.name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
-    table.add_column("")
-    for heading in ("accuracy", "correct", "seconds"):
-        table.add_column(heading, justify="right")
-    for name, label in labels(record).items():
-        result = record[name]
-        correct = f"{result['correct']} / {result['n_examples']}"
-        table.add_row(label, f"{result['accuracy']:.2%}", correct, f"{result['seconds']:.1f}")
-    console.print()
-    console.print(table)
-    flags = record.get("autoattack", {}).get("flags") or []
-    for flag in flags:
-        console.print(f"AutoAttack warns: {flag['message']}")
-    lines: list[tuple[str, object]] = [
-        ("configuration", directory / "config.yaml"),
-        ("metrics", directory / "metrics.jsonl"),
-        ("best, last", directory / "checkpoints"),
-        ("evaluation", directory / EVALUATION_FILE),
-        ("adversarial images", directory / ARRAYS_FILE),
-    ]
-    if finished is not None:
-        bundle, verification = finished
-        lines.append(("bundle", bundle.directory))
-        lines.append(("", f"verified: {verification}"))
-    for label, path in lines:
-        exists = not isinstance(path, Path) or path.exists()
-        if exists:
-            console.print(f"{label:20}{path}")
+def measurement(
+    data: Dataset, threat: ThreatSettings | Threat, device: torch.device, directory: Path, name: str
+) -> Callable[..., Evaluation]:
+    """`evaluate` on the test split of `data`, called `name`, for a model and settings to come."""
+    return partial(
+        evaluate,
+        split=data.split("test"),
+        norm=threat.norm,
+        eps=threat.radius,
+        device=device,
+        progress=console.print,
+        folder=directory,
+        surrogate=partial(surrogate, data, name, device),
+        dataset=name,
+    )
 
 
-def labels(record: dict[str, Any]) -> dict[str, str]:
-    """What was measured, as people call it; a subset is called one."""
-    named = {"clean": "clean"}
-    if "pgd" in record:
-        settings = record["pgd"]["settings"]
-        named["pgd"] = f"PGD-{settings['steps']}, {settings['restarts']} restarts"
-    if "autoattack" in record:
-        named["autoattack"] = f"AutoAttack ({record['autoattack']['settings']['version']})"
-    largest = max(record[name]["n_examples"] for name in named)
-    return {
-        name: label if record[name]["n_examples"] == largest else f"{label}, subset of {record[name]['n_examples']}"
-        for name, label in named.items()
-    }
+def surrogate(data: Dataset, name: str, device: torch.device) -> nn.Module | None:
+    """An ordinary model for the classes of `data`: one that is installed, or one trained in seconds; None without
+    training images."""
+    installed = standard_surrogate(name)
+    if installed is not None:
+        return installed.to(device)
+    try:
+        data.check()
+        images = data.split("train")
+    except SettingError:
+        return None
+    console.print("masking: training an ordinary model, on which transferred images are made")
+    return train_surrogate(images, data.num_classes or int(images.labels.max()) + 1, device=device)
+
+
+def save(result: Evaluation, directory: Path, dataset: str, source: dict[str, Any], snapshot: Snapshot) -> None:
+    """Writes evaluation.json, with the model's place on the board, and the images behind it; on the main process."""
+    if distributed.is_main():
+        record = {"dataset": dataset, "source": source, **result.record()}
+        board = position(Measured.from_record(record, dataset), snapshot)
+        result.save(directory, dataset=dataset, source=source, parts={"leaderboard": board.record()})
+    distributed.barrier()
+
+
+def reported(directory: Path, snapshot: Snapshot | None = None) -> dict[str, Any]:
+    """Writes report.html of an evaluated folder; returns the content of evaluation.json."""
+    write_report(directory, snapshot=snapshot)
+    return json.loads((directory / RECORD).read_text())
+
+
+def evaluation_device(config: dict[str, Any]) -> torch.device:
+    """Where the model of advtrain-eval goes in this process; obeys `threads`, too."""
+    if config["threads"] is not None:
+        torch.set_num_threads(checks.integer("threads", config["threads"], low=1))
+    device = device_named(checks.choice("device", config["device"], ("auto", "cpu", "cuda")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device

@@ -52,9 +52,13 @@ EVALUATE = """\
 advtrain-eval: clean accuracy, PGD-20 and AutoAttack of a trained model
 
 usage: advtrain-eval model=WHAT [KEY=VALUE ...]
+       advtrain-eval verify=EVALUATION [model=WHAT]
 
 WHAT is a run directory, a checkpoint file, an exported bundle, or robustbench:<name> of RobustBench's model zoo
 (needs the extra advtrain[robustbench] and the weights in model_dir).
+
+EVALUATION is the folder of an earlier evaluation or its adversarial.npz: every stored image is checked again in
+float32, in [0, 1], in the ball and classified as its verdict says; a disagreement ends with exit code 1.
 
 groups and their choices
 {groups}
@@ -65,27 +69,43 @@ examples
   advtrain-eval model=checkpoints/cifar10_cpu data_root=/datasets eval.autoattack.n_examples=500
   advtrain-eval model=runs/quickstart-seed0 eps=0.1 eval.autoattack.version=custom eval.autoattack.attacks=[apgd-ce]
   advtrain-eval model=robustbench:Wang2023Better_WRN-28-10 dataset=cifar10 model_dir=models data_root=/datasets
+  advtrain-eval model=robustbench:Rice2020Overfitting norm=l2 leaderboard=robustbench/model_info
+  advtrain-eval verify=runs/quickstart-seed0
+  torchrun --nproc-per-node=2 -m advtrain eval model=runs/quickstart-seed0
+
+A killed evaluation goes on when the same command is given again; several processes share the work and give the same
+verdicts as one.
 
 results: evaluation.json and adversarial.npz in out=FOLDER; by default runs/eval-<model>-<norm>-<eps>/
 """
 
 EXPORT = """\
-advtrain-export: the RobustBench bundle of a run, written and verified
+advtrain-export: the RobustBench bundle of an evaluation, written and verified
 
 usage: advtrain-export run=FOLDER [out=FOLDER] [KEY=VALUE ...]
        advtrain-export verify=BUNDLE
 
+FOLDER is a run, or what advtrain-eval wrote about a run, a checkpoint or a bundle. verify= checks a bundle again in a
+process that finds only torch, numpy and robustbench, and attacks anew what is recorded as robust.
+
 groups and their choices
 {groups}
 
+export.target=auto         a submission where nothing stands in the way, else an archive with the reasons
+export.target=leaderboard  refuses (exit code 2) what the leaderboard would refuse: another dataset, threat model or
+                           radius, a subset, no standard AutoAttack, masking checks that failed or did not run
+export.target=archive      weights, recipe, record and proof without the papers of a submission
+
 examples
   advtrain-export run=runs/quickstart-seed0
-  advtrain-export run=runs/quickstart-seed0 out=submission
+  advtrain-export run=runs/quickstart-seed0 out=submission export.target=archive
   advtrain-export run=runs/quickstart-seed0 'export.paper_title="Robust digits"' 'export.authors="A. Author"'
-  advtrain-export run=runs/quickstart-seed0 export.model_id=Author2026Robust export.venue=arXiv
+  advtrain-export run=runs/quickstart-seed0 export.model_id=Author2026Robust 'export.venue="arXiv 2026"'
+  advtrain-export run=runs/eval-quickstart-seed0-best-linf-0.2 out=bundle
   advtrain-export verify=runs/quickstart-seed0/export
 
-results: <run>/export/ with weights, model_info JSON, zoo entry, submission text, verify.py and SHA-256 sums
+results: <run>/export/ with weights (.pt and .safetensors), model_info JSON, zoo entry, issue text, model card, recipe,
+         licence, verify.py and SHA-256 sums
 """
 
 

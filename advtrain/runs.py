@@ -19,6 +19,7 @@ from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
 from advtrain.models.weights import check_weights_file
+from advtrain.publish import check_target, export_and_verify
 from advtrain.random import stream_seed
 from advtrain.types import Attack, SettingError
 
@@ -45,6 +46,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     _check_combination(parts, config)
     parts["data"] = dataset(config["data"], trusted=trusted)
     parts["data"].check()
+    check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
     device_named(parts["trainer"].device)
     return parts
@@ -75,9 +77,10 @@ def train_run(config: dict[str, Any], name: str) -> None:
         if distributed.is_main():
             console.print(_opening(trainer, parts, directory))
         trainer.fit()
-        distributed.leave()  # the others are done; evaluation may take longer than a collective may wait
-    if distributed.is_main():
-        _conclude(config, parts, trainer, directory)
+        record = _evaluated(config, parts, trainer, directory)
+        distributed.leave()
+    if distributed.is_main() and record is not None:
+        _conclude(config, parts, record, directory)
 
 
 def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
@@ -224,10 +227,9 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         lines.append(f"where x'  maximises {objectives.formula(loss.inner_objective)}, {parts['attack'].describe()}")
         mode = f"{settings.attack_batchnorm} mode" if trainer.warm_start is None else "train mode, as in the step"
         lines.append(f"          with BatchNorm in {mode}")
-        if parts["attack"].single_step:
-            lines.append(_overfitting_watch(settings))
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
+    lines += _selection(trainer)
     precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
         " with bfloat16 autocast" if trainer.numerics.autocast else ""
     )
@@ -238,26 +240,36 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     return "\n".join(lines)
 
 
-def _overfitting_watch(settings: TrainerSettings) -> str:
-    """What watches an attack of one step, and what to look for."""
-    watch = settings.validation
-    attack = f"margin PGD of {watch.restarts} × {watch.steps} steps"
-    remedy = "" if watch.steps > 1 else " (one step sees nothing: set trainer.validation.steps=10)"
-    return (
-        f"watch     one-step attacks can overfit catastrophically: validation by {attack}{remedy} shows it as "
-        "validation_robust falling to near 0 while robust_accuracy rises; best.pt keeps the best epoch"
-    )
+def _selection(trainer: Trainer) -> list[str]:
+    """What chooses best.pt, and what watches an attack of one step."""
+    settings, attack = trainer.settings.validation, trainer.parts.attack
+    images = f"{len(trainer.held_out.subset(settings.n_examples)):,} held-out images"
+    lines = [
+        f"select    best.pt by robust accuracy on {images}: {trainer.selection.describe()}",
+        f"          because {trainer.selection.reason}",
+    ]
+    if trainer.parts.loss.needs_attack and attack is not None and attack.single_step:
+        blind = "" if settings.steps > 1 else "; one step sees little: set trainer.validation.steps=10"
+        lines.append(f"watch     one-step attacks can overfit catastrophically; a warning names the epoch{blind}")
+    return lines
 
 
-def _conclude(config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path) -> None:
-    from advtrain.finish import evaluate_run, export_and_verify, show
+def _evaluated(
+    config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path
+) -> dict[str, Any] | None:
+    """The record of the evaluation, which all processes share; None where there is none."""
+    from advtrain.finish import evaluate_run
 
     position = trainer.position
     console.print(
         f"trained {position.epoch} epochs in {duration(position.seconds)}; best held-out robust accuracy "
         f"{position.best_robust:.2%} (clean {position.best_clean:.2%}) after epoch {position.best_epoch}"
     )
-    record = evaluate_run(config, parts, directory)
-    if record is not None:
-        bundle = export_and_verify(config, parts["export"], record, directory)
-        show(record, directory, bundle)
+    return evaluate_run(config, parts, directory)
+
+
+def _conclude(config: dict[str, Any], parts: dict[str, Any], record: dict[str, Any], directory: Path) -> None:
+    from advtrain.summary import show
+
+    bundle = export_and_verify(config, parts["export"], record, directory)
+    show(record, directory, bundle)

@@ -1,6 +1,8 @@
 """Finds the model that a word of the command line means, with the data and the threat model that belong to it."""
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from advtrain.composition import choices, own_settings
 from advtrain.config import architecture_of, build, config_dir
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
+from advtrain.report import load
 from advtrain.types import SettingError
 
 ZOO_PREFIX = "robustbench:"
 BUNDLE_FILE = "verification.json"
+_ZOO_KEYS = ("dataset", "norm", "model_dir")  # what finds a model of the zoo, besides its name
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
     Raises:
         SettingError: the word names nothing that can be evaluated.
     """
+    if config["source"] is None:
+        raise SettingError(
+            "model: expected a run directory, a checkpoint, a bundle or robustbench:<name>, got none; add model=…"
+        )
     word = str(config["source"])
     if word.startswith(ZOO_PREFIX):
         return _zoo(word.removeprefix(ZOO_PREFIX), config, device)
@@ -60,6 +68,46 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
         "model: expected a run directory, a checkpoint in one, an exported bundle or "
         f"{ZOO_PREFIX}<name>, got {word!r}; check the path"
     )
+
+
+def described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The `source` of an evaluation.json in `directory`: enough for `find_again` to find the model.
+
+    Args:
+        config: of advtrain-eval.
+        directory: where the record goes. The way from there to the model is kept besides the word that was given, so
+            that both can move together.
+    """
+    word = str(config["source"])
+    source = {"model": word, "checkpoint": config["eval"]["checkpoint"]}
+    if word.startswith(ZOO_PREFIX):
+        return source | {name: config[name] for name in _ZOO_KEYS}
+    return source | {"model_from_here": Path(os.path.relpath(word, directory)).as_posix()}
+
+
+def find_again(record: Mapping[str, Any], folder: Path, config: dict[str, Any], device: torch.device) -> Source:
+    """The model that an evaluation was of.
+
+    Args:
+        record: its evaluation.json.
+        folder: where that lies.
+        config: of advtrain-eval; its `source`, where given, is taken instead.
+        device: where the model goes.
+
+    Raises:
+        SettingError: the model is not there any more.
+    """
+    stored = record.get("source") or {}
+    checkpoint = stored.get("checkpoint", config["eval"]["checkpoint"])
+    config = {**config, "eval": {**config["eval"], "checkpoint": checkpoint}}
+    if config["source"] is not None:
+        return find(config, device)
+    if "model" not in stored:  # the record lies in its own run
+        return find({**config, "source": str(folder)}, device)
+    if stored["model"].startswith(ZOO_PREFIX):
+        return find({**config, "source": stored["model"]} | {k: stored[k] for k in _ZOO_KEYS if k in stored}, device)
+    nearby = folder / stored.get("model_from_here", "nowhere")
+    return find({**config, "source": str(nearby) if nearby.exists() else stored["model"]}, device)
 
 
 def averaged_model(config: dict[str, Any], path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
@@ -86,12 +134,20 @@ def _bundle(path: Path, config: dict[str, Any], device: torch.device) -> Source:
 
 
 def _zoo(name: str, config: dict[str, Any], device: torch.device) -> Source:
-    from advtrain.evaluation.robustbench import load_zoo_model
+    from advtrain.evaluation.robustbench import load_zoo_model, zoo_norm
 
-    norm = config["norm"] or "linf"
-    data = _data(config["dataset"])
-    model = load_zoo_model(name, dataset=config["dataset"], threat_norm=norm, model_dir=config["model_dir"])
-    return Source(name, model.to(device).float().eval(), data, norm, str(data["threat_eps"]))
+    dataset = config["dataset"]
+    board = zoo_norm(name, dataset=dataset, norm=config["norm"])
+    data, norm = _data(dataset), config["norm"] or board
+    eps = config["eps"] or load(config["leaderboard"]).eps(dataset, norm)
+    if eps is None:
+        raise SettingError(
+            f"eps: expected a radius, since RobustBench has no {dataset} board for norm={norm}, got none; add eps=…"
+        )
+    model = load_zoo_model(
+        name, dataset=dataset, threat_norm=board, model_dir=config["model_dir"], download=config["download"]
+    )
+    return Source(name, model.to(device).float().eval(), data, norm, str(eps))
 
 
 def _data(name: str) -> dict[str, Any]:

@@ -92,6 +92,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a bare word": (("quickstart",), ("expected key=value, got 'quickstart'",)),
     "no such own folder": (("--config-dir", "nowhere"), ("--config-dir: expected a folder",)),
     "seed": (("seed=one",), ("seed: expected an integer, got 'one'",)),
+    "a submission of digits": (
+        ("export.target=leaderboard", "eval.autoattack.engine=fast"),
+        ("export.target=leaderboard: expected", "digits is not a dataset", "It wants eval.autoattack.engine=exact."),
+    ),
+    "no statement": (("export.masking_statement=no",), ("export.masking_statement: expected 8 words or more",)),
     "attack list": (("eval.autoattack.version=custom",), ("eval.autoattack.attacks: expected",)),
     "one bad point of a sweep": (("-m", "attack.steps=2,0"), ("attack.steps: expected an integer of at least 1",)),
     "no GPU": (("trainer.device=cuda",), ("trainer.device: expected a CUDA GPU",)),
@@ -168,6 +173,11 @@ def test_the_whole_way(advtrain: Run, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert next((tmp_path / "bundle").rglob("Author2026*.pt")).is_file()
+    done = advtrain("export", "run=again", "out=second")  # the evaluation of the bundle, whose recipe it carries on
+    assert done.returncode == 0 and "bundle    second (archive)" in done.stdout, done.stderr
+    assert "wmse_weight" in (tmp_path / "second" / "recipe.yaml").read_text()
+    done = advtrain("export", "run=runs/short", "export.target=leaderboard")
+    assert done.returncode == 2 and "digits is not a dataset of the RobustBench leaderboard" in done.stderr
     done = advtrain("export", "verify=bundle")
     assert done.returncode == 0 and "verified: torch" in done.stdout
     (tmp_path / "bundle" / "architecture.py").write_text("")

@@ -29,6 +29,8 @@ HEAVY = (
     "rich",
     "pyautoattack",
     "robustbench",
+    "matplotlib",
+    "jinja2",
 )
 
 
@@ -128,7 +130,7 @@ def test_the_wheel_holds_the_package_and_every_config(wheel: Path) -> None:
     modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "advtrain").rglob("*.py")}
     configs = {f"advtrain/{path.relative_to(CHECKOUT).as_posix()}" for path in (CHECKOUT / "configs").rglob("*.yaml")}
     assert configs
-    assert modules | configs <= names
+    assert modules | configs | {"advtrain/report/leaderboard.csv", "advtrain/report/page.html.j2"} <= names
     assert {name.split("/")[0] for name in names} == {"advtrain", f"advtrain-{advtrain.__version__}.dist-info"}
 
 
@@ -183,8 +185,25 @@ def test_parts_are_imported_when_they_are_used(bare_checkout: Environment) -> No
     assert not imported & {"hydra", "omegaconf", "wandb", "pyautoattack", "robustbench", "sklearn"}
 
 
+def test_reading_the_board_needs_no_drawing(bare_checkout: Environment) -> None:
+    program = f"import sys, advtrain; advtrain.report.load(); print(*{{*sys.modules}} & {{*{HEAVY}}})"
+    imported = set(bare_checkout.run(bare_checkout.python, "-c", program).split())
+    assert not imported & {"hydra", "omegaconf", "wandb", "matplotlib", "jinja2", "pyautoattack", "robustbench"}
+
+
+def test_the_wheel_reads_its_board_and_template(installed_wheel: Environment) -> None:
+    """The files that are no modules are found by the installed package."""
+    record = {"threat": {"norm": "linf", "eps": 8 / 255}, "clean": {"accuracy": 0.5, "correct": 1, "n_examples": 2}}
+    program = (
+        "from advtrain.report import load\nfrom advtrain.report.page import render\n"
+        f"print(len(load().entries), len(render({record}, title='x')))"
+    )
+    entries, page = installed_wheel.run(installed_wheel.python, "-c", program).split()
+    assert int(entries) == 188 and int(page) > 1000
+
+
 def test_every_part_is_an_attribute_of_the_package() -> None:
-    for part in ("attacks", "data", "engine", "evaluation", "export", "losses", "models"):
+    for part in ("attacks", "data", "engine", "evaluation", "export", "losses", "models", "report"):
         assert attrgetter(part)(advtrain).__name__ == f"advtrain.{part}"
         assert part in dir(advtrain)
     with pytest.raises(AttributeError, match="has no attribute 'atacks'"):

@@ -112,6 +112,15 @@ class MetricsFile:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def records(self) -> list[dict[str, Any]]:
+        """All that was logged, by earlier sessions of the run too."""
+        return read_metrics(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; none when there is no such file."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
 
 def _whole_lines(path: Path) -> list[str]:
     """The file's lines without a last one that a kill cut short."""

@@ -1,5 +1,6 @@
 """The run directory: named by the choices, bound to one configuration, never overwritten by another."""
 
+import os
 import platform
 import re
 import subprocess
@@ -9,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 import advtrain
+from advtrain import distributed
 from advtrain.engine.checkpoints import write_text
 from advtrain.types import SettingError
 
@@ -111,8 +114,19 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join(["advtrain", *sys.argv[1:]]),
         "git_commit": git_commit(),
+        "hardware": hardware(),
         "versions": {"python": platform.python_version(), "advtrain": advtrain.__version__}
         | {name: _version(name) for name in ("torch", "torchvision", "numpy", "hydra-core", "pyautoattack")},
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What the training runs on."""
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": distributed.launched_processes(),
     }
 
 

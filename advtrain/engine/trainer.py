@@ -19,7 +19,7 @@ from torch import nn
 from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
-from advtrain.engine import checkpoints
+from advtrain.engine import checkpoints, collapse
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
@@ -31,7 +31,7 @@ from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
 from advtrain.engine.step import TrainingStep
-from advtrain.engine.validation import margin_attack, validate
+from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
 from advtrain.types import Attack
@@ -102,6 +102,9 @@ class Trainer:
             device=self.device,
         )
         self.held_out = ingredients.data.split("validation")
+        self.selection = selection_attack(
+            ingredients.threat, settings.validation, ingredients.attack, ingredients.loss, ingredients.data.num_classes
+        )
         self.warm_start: WarmStart | None = None
         if free := free_attack(ingredients.attack, settings.epochs):
             self.train_loader = ReplayedLoader(self.train_loader, free.replays)
@@ -205,12 +208,12 @@ class Trainer:
     def _validate(self, progress: TrainingProgress, metrics: MetricsFile | None) -> bool:
         """Validates the averaged model; returns whether it is the best so far."""
         self._prepare_average()
-        threat, settings, position = self.parts.threat, self.settings.validation, self.position
+        position = self.position
         accuracy = validate(
             self.averaged,
             self.held_out,
-            margin_attack(threat, settings),
-            settings,
+            self.selection,
+            self.settings.validation,
             seed=self.seed,
             device=self.device,
             dtype=self.numerics.dtype,
@@ -223,7 +226,12 @@ class Trainer:
             position.best_robust, position.best_clean = accuracy.robust, accuracy.clean
         progress.validation(position.epoch, accuracy.clean, accuracy.robust, is_best)
         record = {"validation_clean": accuracy.clean, "validation_robust": accuracy.robust}
-        self._log(metrics, self._global_step(), {"epoch": position.epoch, **record})
+        record |= {"epoch": position.epoch, "validation_examples": accuracy.n_examples}
+        self._log(metrics, self._global_step(), record)
+        if metrics is not None:
+            found = collapse.findings(metrics.records(), self.parts.attack, self.parts.threat, self.settings.epochs)
+            if found.collapse.epoch == position.epoch:  # not those before: they were told of then
+                console.print(f"warning   {found.collapse}; best.pt is that of epoch {position.best_epoch}")
         return is_best
 
     def _due(self, every: int) -> bool:

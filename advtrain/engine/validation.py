@@ -1,17 +1,21 @@
 """Validation on the held-out part of the training set, by an attack that is not the training attack."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from advtrain import distributed
-from advtrain.attacks import PGD
+from advtrain.attacks import APGD, PGD
 from advtrain.config import ThreatSettings, ValidationSettings
 from advtrain.data.base import Split
 from advtrain.engine.modes import evaluating
-from advtrain.losses.objectives import Margin, ModelObjective
+from advtrain.losses import Loss
+from advtrain.losses.objectives import CLASSES_NEEDED, DLR, CrossEntropy, Margin, ModelObjective
 from advtrain.random import seeded_generator
+from advtrain.types import Attack, Labels, Logits, PerImage
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,101 @@ class Accuracy:
     n_examples: int
 
 
-def margin_attack(threat: ThreatSettings, settings: ValidationSettings) -> PGD:
-    """PGD on the margin loss from uniform starts: independent of whatever attack trains the model."""
-    return PGD(
-        norm=threat.norm,
-        eps=threat.radius,
-        steps=settings.steps,
-        init="uniform",
-        restarts=settings.restarts,
-    )
+@dataclass(frozen=True)
+class TargetedMargin:
+    """o_t - o_y of a target class t: positive only where the prediction is wrong.
+
+    Attributes:
+        y, target: classes of the images, shape (n,).
+        scale_free: divides by the spread o_1st - o_3rd of the logits, as DLR does.
+    """
+
+    y: Labels
+    target: Labels
+    scale_free: bool = False
+
+    def __call__(self, logits: Logits) -> PerImage:
+        margin = (logits.gather(1, self.target[:, None]) - logits.gather(1, self.y[:, None]))[:, 0]
+        if not self.scale_free:
+            return margin
+        top = logits.topk(3, dim=1).values
+        return margin / (top[:, 0] - top[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class SelectionAttack:
+    """What held-out robust accuracy is measured by: several searches, any of which may break an image.
+
+    The first start maximises the margin of whichever wrong class is nearest; start r + 1 that of the class which the
+    natural image ranks r-th behind it (targets as in Gowal et al., arXiv:1910.09338). Different directions find what
+    more starts in one direction do not.
+
+    Attributes:
+        attack: one search.
+        objective: margin, dlr (margin over the spread of the logits) or ce (the same for every start).
+        starts: number of searches.
+        reason: why this objective, for people.
+    """
+
+    attack: Attack
+    objective: str
+    starts: int
+    reason: str
+
+    UNTARGETED: ClassVar[dict[str, Any]] = {"margin": Margin, "dlr": DLR, "ce": CrossEntropy}
+    WORDS: ClassVar[dict[str, str]] = {"margin": "the margin", "dlr": "DLR", "ce": "the cross-entropy"}
+
+    def measure(self, start: int, natural_logits: Logits, y: Labels) -> Callable[[Tensor], Tensor]:
+        """What the search number `start`, from 0, maximises: logits → value per image."""
+        rank = start % (natural_logits.shape[1] - 1)
+        if rank == 0 or self.objective == "ce":
+            return self.UNTARGETED[self.objective](y)
+        others = natural_logits.scatter(1, y[:, None], -torch.inf)
+        target = others.argsort(dim=1, descending=True, stable=True)[:, rank]
+        return TargetedMargin(y, target, scale_free=self.objective == "dlr")
+
+    def describe(self) -> str:
+        """The attack in one line, for people and records."""
+        several = self.starts > 1
+        towards = " of the nearest wrong class, then of the next" if several and self.objective != "ce" else ""
+        steps = getattr(self.attack, "steps", 1)
+        starts = f"{self.starts} start{'s' if several else ''} of {steps} step{'s' if steps > 1 else ''}"
+        return f"{type(self.attack).__name__} on {self.WORDS[self.objective]}{towards}, {starts}"
+
+
+def selection_attack(
+    threat: ThreatSettings, settings: ValidationSettings, training: Attack | None, loss: Loss, num_classes: int | None
+) -> SelectionAttack:
+    """The attack that chooses checkpoints: neither its objective nor its search is that of the training attack.
+
+    A model can learn to withstand the one attack that it meets in training. So the objective is the margin, the
+    strongest per pass on the models of this project, or another where training maximises the margin itself; and the
+    search is APGD where training does not use it. In L1, where there is no APGD, it is PGD with other starts.
+
+    Args:
+        threat: norm and radius.
+        settings: steps and starts.
+        training: the training attack; None for training without one.
+        loss: knows whether that attack is used and what it maximises.
+        num_classes: of the model; two where it is not known.
+    """
+    search = None if training is None or not loss.needs_attack else training.for_epoch(1, 1)
+    objective = "margin"
+    if search is None:
+        reason = "training runs no attack"
+    else:
+        reason = f"training maximises {loss.inner_objective} by {type(search).__name__}"
+        if loss.inner_objective == "margin":
+            objective = "dlr" if (num_classes or 2) >= CLASSES_NEEDED["dlr"] else "ce"
+    common: dict[str, Any] = {"norm": threat.norm, "eps": threat.radius, "steps": settings.steps, "init": "uniform"}
+    attack = PGD(**common) if isinstance(search, APGD) or threat.norm == "l1" else APGD(**common)
+    return SelectionAttack(attack, objective, settings.restarts, reason)
 
 
 def validate(
     model: nn.Module,
     split: Split,
-    attack: PGD,
+    attack: SelectionAttack,
     settings: ValidationSettings,
     *,
     seed: int,
@@ -63,9 +147,12 @@ def validate(
     return Accuracy(clean / len(chosen), robust / len(chosen), len(chosen))
 
 
-def _correct(model: nn.Module, x: Tensor, y: Tensor, attack: PGD, generator: torch.Generator) -> Tensor:
-    x_adv = attack(ModelObjective(model, Margin(y)), x, generator=generator)
+def _correct(model: nn.Module, x: Tensor, y: Tensor, attack: SelectionAttack, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
-        clean = model(x).argmax(1) == y
-        robust = clean & (model(x_adv).argmax(1) == y)
+        natural_logits = model(x)
+    robust = clean = natural_logits.argmax(1) == y
+    for start in range(attack.starts):
+        x_adv = attack.attack(ModelObjective(model, attack.measure(start, natural_logits, y)), x, generator=generator)
+        with torch.no_grad():
+            robust = robust & (model(x_adv).argmax(1) == y)
     return torch.stack([clean.sum(), robust.sum()])

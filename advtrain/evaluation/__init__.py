@@ -6,10 +6,13 @@
 - `evaluate` → `Evaluation`, made of a `Result` per attack and the `Evidence` for the strongest one.
 - `EvaluationSettings`, `PGDSettings`, `AutoAttackSettings`: what runs; configs/eval has the same keys.
 - `EvaluationError`: a verdict that its image does not bear out.
+- `recheck`: confirms every verdict of a saved evaluation from its images.
 - `robustbench`: RobustBench's zoo models, and its code on top of today's AutoAttack package.
 """
 
+from advtrain.evaluation.autoattack import title
 from advtrain.evaluation.evaluate import evaluate
+from advtrain.evaluation.recheck import Recheck, load_evidence, plain_check, recheck
 from advtrain.evaluation.records import Evaluation, Evidence, Result, write_record
 from advtrain.evaluation.settings import (
     AutoAttackSettings,
@@ -32,8 +35,13 @@ __all__ = [
     "Evidence",
     "MaskingSettings",
     "PGDSettings",
+    "Recheck",
     "Result",
     "ScreenSettings",
     "evaluate",
+    "load_evidence",
+    "plain_check",
+    "recheck",
+    "title",
     "write_record",
 ]

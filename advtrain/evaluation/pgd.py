@@ -19,7 +19,7 @@ def pgd_attack(settings: PGDSettings, norm: str, eps: float) -> PGD:
 
 def attack_batch(
     model: nn.Module, x: Images, y: Labels, attack: PGD, restarts: int, *, seed: int, batch: int
-) -> tuple[Images, Tensor]:
+) -> tuple[Images, Tensor, Tensor]:
     """Attacks one batch on the cross-entropy; what is misclassified already is left alone.
 
     Args:
@@ -30,11 +30,13 @@ def attack_batch(
         seed, batch: name the random stream, with the restart.
 
     Returns:
-        The adversarial images (the clean image where none was found) and whether each image is robust, bool (n,).
+        The adversarial images (the clean image where none was found), and whether each image is classified correctly
+        without the attack and with it, bool (n,) both.
     """
     x_adv = x.clone()
     with torch.no_grad():
-        robust = model(x).argmax(1) == y
+        clean = model(x).argmax(1) == y
+    robust = clean.clone()
     for restart in range(restarts):
         left = robust.nonzero().flatten()
         if not len(left):
@@ -50,4 +52,4 @@ def attack_batch(
             broken = model(candidates).argmax(1) != labels
         x_adv[left[broken]] = candidates[broken]
         robust[left[broken]] = False
-    return x_adv, robust
+    return x_adv, clean, robust

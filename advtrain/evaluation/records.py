@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import advtrain
+from advtrain.evaluation.statistics import wilson_interval
 from advtrain.types import Images, Labels
 
 RECORD = "evaluation.json"
 EVIDENCE = "adversarial.npz"
+UNFINISHED = "unfinished"  # folder of what an evaluation that is not over has finished; gone when the record is there
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,28 @@ class Result:
         """As a fraction."""
         return self.correct / self.n_examples
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy, as fractions."""
+        return wilson_interval(self.correct, self.n_examples)
+
     def record(self) -> dict[str, Any]:
         return {
             "accuracy": self.accuracy,
             "correct": self.correct,
             "n_examples": self.n_examples,
+            "interval": list(self.interval),
             "settings": dict(self.settings),
             "seconds": round(self.seconds, 3),
             **self.details,
         }
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.2%} ({self.correct} of {self.n_examples}), {self.seconds:.1f} s"
+        low, high = self.interval
+        text = f"{self.accuracy:.2%} ({self.correct} of {self.n_examples}; 95 %: {low:.2%} to {high:.2%})"
+        near = self.details.get("near_boundary")
+        hair = "" if near is None else f", {near} image{'s' * (near != 1)} within a hair of the boundary"
+        return f"{text}{hair}, {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,18 @@ class Evidence:
     """The images of the strongest attack that ran, for anyone to check its verdicts.
 
     Attributes:
-        attack: "autoattack" or "pgd".
+        attack: "autoattack", "screen" or "pgd".
         indices: of the images in their split.
         images, labels: the clean images, float32, and their labels.
         clean_predictions: the model's classes for them.
         adversarial_images: the attack's images, float32; the clean image where it found none.
+        robust: the verdict for each image, bool.
+        broken_by: int8; the index in `attack_names` of the attack that broke the image, -1 where it is robust, -2
+            where it is misclassified without any.
+        attack_names: those that ran, in order.
+        margins: float32; logit of the true class minus the largest other one, on the adversarial image.
+        closest_margins: float32; the smallest margin that the attack is known to have seen of each image: that on the
+            adversarial image, or one of the search.
         batch_size: images per pass when the predictions were made.
         norm, eps: the threat model.
     """
@@ -77,6 +98,11 @@ class Evidence:
     labels: Labels
     clean_predictions: Labels
     adversarial_images: Images
+    robust: Tensor
+    broken_by: Tensor
+    attack_names: tuple[str, ...]
+    margins: Tensor
+    closest_margins: Tensor
     batch_size: int
     norm: str
     eps: float
@@ -90,55 +116,78 @@ class Evidence:
 
     def save(self, path: Path) -> None:
         """Writes a compressed npz file that loads without pickle."""
-        _atomic(path, lambda file: np.savez_compressed(file, **self.arrays()))  # pyright: ignore[reportArgumentType]
+        atomic(path, lambda file: np.savez_compressed(file, **self.arrays()))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a model: accuracies, what they depend on, and the images behind them."""
+    """What is known of a model: accuracies, what they depend on, and the images behind them.
+
+    Attributes:
+        norm, eps: the threat model.
+        results: accuracies by name, in the order they were measured: clean, pgd, screen, autoattack.
+        parts: further entries of the record, by name, ready for JSON.
+        evidence: images of the strongest attack; none where there was no attack.
+        seeds: by what they were for.
+        device: it ran on.
+    """
 
     norm: str
     eps: float
-    clean: Result
-    pgd: Result | None
-    autoattack: Result | None
+    results: Mapping[str, Result]
+    parts: Mapping[str, Any]
     evidence: Evidence | None
     seeds: Mapping[str, int]
     device: str
 
     @property
-    def results(self) -> dict[str, Result]:
-        """Those that were asked for, by name: clean, pgd, autoattack."""
-        named = {"clean": self.clean, "pgd": self.pgd, "autoattack": self.autoattack}
-        return {name: result for name, result in named.items() if result is not None}
+    def clean(self) -> Result:
+        return self.results["clean"]
 
-    def record(self) -> dict[str, Any]:
-        """The content of evaluation.json."""
+    @property
+    def pgd(self) -> Result | None:
+        return self.results.get("pgd")
+
+    @property
+    def screen(self) -> Result | None:
+        """APGD-CE and APGD-T alone: for choosing among models, no AutoAttack."""
+        return self.results.get("screen")
+
+    @property
+    def autoattack(self) -> Result | None:
+        return self.results.get("autoattack")
+
+    def record(self, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The content of evaluation.json, with further `parts`, by name, behind those of the evaluation itself."""
         return {
             "threat": {"norm": self.norm, "eps": self.eps},
             "n_examples": self.clean.n_examples,
             **{name: result.record() for name, result in self.results.items()},
+            **self.parts,
+            **(parts or {}),
             "seeds": dict(self.seeds),
             "hardware": hardware(self.device),
             "versions": versions(),
         }
 
-    def save(self, folder: Path, **extra: Any) -> None:
+    def save(self, folder: Path, *, parts: Mapping[str, Any] | None = None, **extra: Any) -> None:
         """Writes evaluation.json, with `extra` entries first, and adversarial.npz when an attack ran.
 
-        Files of an earlier evaluation are replaced; its adversarial images do not outlive it.
+        Files of an earlier evaluation are replaced; its adversarial images do not outlive it. What had been kept for a
+        resume is removed.
         """
         if self.evidence is None:
             (folder / EVIDENCE).unlink(missing_ok=True)
         else:
             self.evidence.save(folder / EVIDENCE)
-        write_record({**extra, **self.record()}, folder / RECORD)
+        write_record({**extra, **self.record(parts)}, folder / RECORD)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Writes JSON in one piece: a reader sees the old file or the new one."""
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _atomic(path, lambda file: file.write(text.encode()))
+    atomic(path, lambda file: file.write(text.encode()))
 
 
 def hardware(device: torch.device | str) -> dict[str, Any]:
@@ -171,7 +220,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file in one piece, on the disk when this returns; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

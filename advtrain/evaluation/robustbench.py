@@ -7,9 +7,13 @@ real one is absent, `import_robustbench` offers that name, made of `pyautoattack
 """
 
 import importlib
+import io
 import logging
+import pickle
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -28,6 +32,7 @@ from advtrain.evaluation.autoattack.attack_log import listening
 from advtrain.types import SettingError
 
 DATASETS = ("cifar10", "cifar100", "imagenet")
+BOARD_NORMS = ("linf", "l2")
 INSTALL = "pip install 'advtrain[robustbench]'"
 
 
@@ -118,7 +123,7 @@ def load_zoo_model(
     Args:
         name: its ID, e.g. "Wang2023Better_WRN-28-10".
         dataset: "cifar10", "cifar100" or "imagenet".
-        threat_norm: "linf", "l2" or "l1": which board.
+        threat_norm: "linf" or "l2": which board; a name may be on both, as two models.
         model_dir: holds <dataset>/<Linf|L2>/<name>.pt.
         download: whether RobustBench may fetch weights that are not there.
 
@@ -126,39 +131,108 @@ def load_zoo_model(
         SettingError: RobustBench is missing, the name is unknown, or the weights are not there or no weights.
     """
     checks.choice("dataset", dataset, DATASETS)
-    board = NORM_WORDS[checks.choice("norm", threat_norm, tuple(NORM_WORDS))]
-    import_robustbench()
-    from robustbench.model_zoo import model_dicts
-    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+    board = NORM_WORDS[checks.choice("norm", threat_norm, BOARD_NORMS)]
+    boards = _zoo()
     from robustbench.utils import load_model
 
-    zoo = model_dicts[BenchmarkDataset(dataset)][ThreatModel(board)]
+    zoo = boards.get((dataset, threat_norm), {})
     if name not in zoo:
-        near = get_close_matches(name, list(zoo), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see https://robustbench.github.io"
-        raise SettingError(f"model: expected one of the {len(zoo)} {dataset} {board} models, got {name!r}; {hint}")
+        raise SettingError(_unknown(name, dataset, threat_norm))
     files = _weight_files(Path(model_dir) / dataset / board, name, zoo[name])
-    missing = [path for path in files if not path.is_file()]
     if not files and not download:
         raise SettingError(
             f"model: expected a model with a file of weights, got {name!r}, whose weights another package downloads; "
-            "pass download=true"
+            "add download=true"
         )
+    missing = [path for path in files if not path.is_file()]
     if missing and not download:
-        raise SettingError(f"model_dir: expected {missing[0]}, got no such file; put it there or pass download=true")
+        raise SettingError(f"model_dir: expected {missing[0]}, got no such file; put it there or add download=true")
     for path in files:
         if path.is_file():
             _check_not_a_page(path)
-    model = load_model(name, model_dir=model_dir, dataset=dataset, threat_model=board)
+    try:
+        with _cpu_where_there_is_no_gpu(), redirect_stdout(io.StringIO()):  # some architectures print themselves
+            model = load_model(name, model_dir=model_dir, dataset=dataset, threat_model=board)
+    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+        reason = " ".join(str(error).split())[:160]
+        named = ", ".join(str(path) for path in files) or name
+        raise SettingError(
+            f"{named}: expected the weights of {name}, got {type(error).__name__}: {reason}; get the file again"
+        ) from error
     return model.eval()
+
+
+def zoo_norm(name: str, *, dataset: str, norm: str | None = None) -> str:
+    """The norm of the board whose model a name means: `norm` where that board has it, else the other one that does.
+
+    Args:
+        name: ID in the zoo.
+        dataset: "cifar10", "cifar100" or "imagenet".
+        norm: of the threat model that is asked for, which need not be the one that the model was trained for.
+
+    Raises:
+        SettingError: RobustBench is missing, or no board of the dataset has the name.
+    """
+    checks.choice("dataset", dataset, DATASETS)
+    boards = _zoo()
+    for candidate in (norm, *BOARD_NORMS):
+        if name in boards.get((dataset, str(candidate)), {}):
+            return str(candidate)
+    raise SettingError(_unknown(name, dataset, norm if norm in BOARD_NORMS else BOARD_NORMS[0]))
+
+
+def _zoo() -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """RobustBench's zoo: by dataset and norm, the entry of every name."""
+    import_robustbench()
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import ThreatModel
+
+    return {
+        (dataset.value, norm): dict(boards.get(ThreatModel(NORM_WORDS[norm]), {}))
+        for dataset, boards in model_dicts.items()
+        for norm in BOARD_NORMS
+    }
+
+
+def _unknown(name: str, dataset: str, norm: str) -> str:
+    """The line for a name that is not on the board: where it is, or which names are near."""
+    boards = _zoo()
+    zoo = boards[dataset, norm]
+    elsewhere = [f"dataset={other} norm={threat}" for (other, threat), entries in boards.items() if name in entries]
+    near = get_close_matches(name, list(zoo), n=3, cutoff=0.4)
+    if elsewhere:
+        remedy = f"it is there with {' or '.join(elsewhere)}"
+    elif near:
+        remedy = f"did you mean {' or '.join(near)}?"
+    else:
+        remedy = "see https://robustbench.github.io"
+    return f"model: expected one of the {len(zoo)} {dataset} {NORM_WORDS[norm]} models, got {name!r}; {remedy}"
 
 
 def _weight_files(folder: Path, name: str, entry: dict[str, Any]) -> list[Path]:
     """Where RobustBench looks; nothing for the models that it gets from another package."""
     source = entry.get("gdrive_id") if not name.startswith("Standard_") else None
-    if isinstance(source, list):  # an ensemble
-        return [folder / f"{name}_m{i}.pt" for i in range(len(source))]
+    if isinstance(source, list):  # an ensemble: RobustBench appends to the name with its ending
+        return [folder / f"{name}.pt_m{i}.pt" for i in range(len(source))]
     return [folder / f"{name}.pt"] if source else []
+
+
+@contextmanager
+def _cpu_where_there_is_no_gpu() -> Iterator[None]:
+    """Some of the zoo's constructors put tensors on the GPU; without one they stay where they are."""
+    if torch.cuda.is_available():
+        yield
+        return
+    kept = torch.Tensor.cuda, nn.Module.cuda
+
+    def stay(this: Any, *_: Any, **__: Any) -> Any:
+        return this
+
+    torch.Tensor.cuda, nn.Module.cuda = stay, stay  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda, nn.Module.cuda = kept  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check_not_a_page(path: Path) -> None:

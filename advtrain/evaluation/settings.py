@@ -45,6 +45,7 @@ class AutoAttackSettings:
         enabled: whether it runs.
         engine: upstream is its authors' code, unchanged; exact gives the same verdicts for the same seed and batches
             with less work; fast gives sound and statistically equal ones, and is not called AutoAttack alone.
+        compile: whether engine=fast compiles its passes; on GPUs only when null. On a CPU it takes about a minute.
         version: standard is what leaderboards report; rand is for randomised models, plus runs six attacks, custom
             those of `attacks`.
         attacks: in the order they run; only with version=custom.
@@ -55,6 +56,7 @@ class AutoAttackSettings:
 
     enabled: bool = True
     engine: str = "exact"
+    compile: bool | None = None
     version: str = "standard"
     attacks: list[str] = field(default_factory=list)
     n_examples: int | None = None
@@ -64,6 +66,13 @@ class AutoAttackSettings:
     def __post_init__(self) -> None:
         checks.flag("eval.autoattack.enabled", self.enabled)
         checks.choice("eval.autoattack.engine", self.engine, ENGINES)
+        if self.compile is not None:
+            checks.flag("eval.autoattack.compile", self.compile)
+            if self.engine != "fast":
+                raise SettingError(
+                    f"eval.autoattack.compile: expected null with engine={self.engine}, got {self.compile}; it is a "
+                    "choice of engine=fast"
+                )
         checks.choice("eval.autoattack.version", self.version, VERSIONS)
         checks.integer("eval.autoattack.seed", self.seed, low=0)
         checks.integer("eval.autoattack.batch_size", self.batch_size, low=1)

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advtrain import checks
 from advtrain.attacks.norms import NORMS
-from advtrain.evaluation.modes import eager, exact_float32, frozen
-from advtrain.evaluation.records import Evaluation, Evidence
+from advtrain.evaluation.records import Evaluation
 from advtrain.evaluation.statistics import wilson_interval
-from advtrain.evaluation.verify import logits_of
 from advtrain.types import SettingError
 
 ALL = "all"
@@ -87,17 +85,14 @@ def _parsed(word: object) -> Threat:
     if not separator or norm not in NORMS:
         raise SettingError(f"threats: expected norm:radius with norm one of {', '.join(NORMS)}, got {word!r}; {ADVICE}")
     threat = Threat(norm, eps.strip())
+    if norm == "linf" and checks.number("threats", threat.eps) > 1:
+        raise SettingError(
+            f"threats: expected an Linf radius up to 1, got {word}; pixels are in [0, 1], so write linf:{eps}/255 if "
+            "you mean grey levels"
+        )
     if threat.radius <= 0:
         raise SettingError(f"threats: expected a radius above 0, got {word!r}; {ADVICE}")
     return threat
-
-
-def robust_in(model: nn.Module, evidence: Evidence, device: torch.device | str) -> Tensor:
-    """Which images the stored attack did not break, bool (n,): seen from its images, in the batches of the attack."""
-    model = eager(model)
-    with frozen(model), exact_float32():
-        logits = list(logits_of(model, evidence.adversarial_images, evidence.batch_size, device))
-    return torch.cat(logits).argmax(1).cpu() == evidence.labels
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,18 @@ class Member:
     attack: str
     indices: Tensor
     robust: Tensor
+
+    @classmethod
+    def of(cls, threat: Threat, evaluation: Evaluation) -> "Member":
+        """What an evaluation says of one threat model.
+
+        Raises:
+            SettingError: no attack ran.
+        """
+        evidence = evaluation.evidence
+        if evidence is None:
+            raise SettingError("threats: expected an attack that runs, got none; choose eval=standard")
+        return cls(threat, evidence.attack, evidence.indices, evidence.robust)
 
     @property
     def correct(self) -> int:
@@ -138,23 +145,23 @@ class Union:
         return int(self.robust.sum())
 
     def record(self) -> dict[str, Any]:
-        """The "threats" of evaluation.json."""
-        each = [
-            {
+        """The "threats" of evaluation.json: by folder, and under "union" what holds against all."""
+        each = {
+            member.threat.folder: {
                 "norm": member.threat.norm,
                 "eps": member.threat.radius,
-                "folder": member.threat.folder,
                 "attack": member.attack,
                 **_count(member.correct, len(member.robust)),
             }
             for member in self.members
-        ]
-        return {"each": each, "union": _count(self.correct, len(self.robust))}
+        }
+        return {**each, "union": _count(self.correct, len(self.robust))}
 
     def lines(self) -> list[str]:
         """For people: a line per threat model, and one for all of them."""
         n = len(self.robust)
-        lines = [_line(f"{member.threat}, {member.attack}", member.correct, n) for member in self.members]
+        lines = ["threat models, on the same images"]
+        lines += [_line(f"{member.threat}, {member.attack}", member.correct, n) for member in self.members]
         return [*lines, _line("against all of them", self.correct, n)]
 
 
@@ -171,18 +178,6 @@ def union(members: Sequence[Member]) -> Union:
         raise SettingError("threats: expected images that every threat model attacked, got none; set one n_examples")
     cut = tuple(_cut(member, common) for member in members)
     return Union(cut, torch.stack([member.robust for member in cut]).all(0))
-
-
-def member_of(model: nn.Module, threat: Threat, evaluation: Evaluation, device: torch.device | str) -> Member:
-    """What an evaluation says of one threat model.
-
-    Raises:
-        SettingError: no attack ran.
-    """
-    evidence = evaluation.evidence
-    if evidence is None:
-        raise SettingError("threats: expected an attack that runs, got none; choose eval=standard or another with one")
-    return Member(threat, evidence.attack, evidence.indices, robust_in(model, evidence, device))
 
 
 def _cut(member: Member, indices: Tensor) -> Member:

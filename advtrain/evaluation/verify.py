@@ -1,6 +1,7 @@
 """Is every verdict backed by its image? Checked in float32 before a robust accuracy is reported."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,26 @@ class EvaluationError(RuntimeError):
     """The evaluation contradicts itself, so it has no number to report."""
 
 
-def robust_images(
+class Verdicts(NamedTuple):
+    """What a model says of adversarial images.
+
+    Attributes:
+        robust: bool, (n,): classified correctly.
+        margins: float32, (n,): logit of the true class minus the largest other one.
+        near: how many images lie within a hair of the boundary, |margin| ≤ TIE · largest |logit| on the adversarial
+            image or somewhere in the search, so that another machine's rounding may turn their verdict.
+        ties: of them, those whose verdict differs from the attack's.
+        unstable: verdicts that differ from the attack's for another reason; of a randomised model only.
+    """
+
+    robust: Tensor
+    margins: Tensor
+    near: int
+    ties: int
+    unstable: int
+
+
+def judge(
     model: nn.Module,
     x: Images,
     x_adv: Images,
@@ -27,8 +47,13 @@ def robust_images(
     eps: float,
     batch_size: int,
     device: torch.device | str,
-) -> tuple[Tensor, int]:
-    """Which images are robust, judged from their adversarial images, and how many of these verdicts rest on rounding.
+    closest: Tensor | None = None,
+) -> Verdicts:
+    """Which images are robust, judged from their adversarial images.
+
+    The verdict that counts is the one from here: it can be had again from the images. A model that answers
+    differently when it is asked twice has no such verdict; there the attack's own counts, and the differences are
+    counted.
 
     Args:
         model: images to logits, on `device`.
@@ -39,10 +64,7 @@ def robust_images(
         norm, eps: the threat model.
         batch_size: images per pass.
         device: where the model is.
-
-    Returns:
-        The verdict (n,), bool, and the number of images on which it differs from `claimed` because two logits tie
-        to within float32 rounding. The verdict that counts is the one from here: it can be had again from the images.
+        closest: the smallest margin that the attack saw of each image, where it kept account of it; shape (n,).
 
     Raises:
         EvaluationError: an image leaves the ball or [0, 1], a logit is not finite, or a verdict is contradicted.
@@ -53,14 +75,33 @@ def robust_images(
         raise EvaluationError("expected finite logits on adversarial images, got inf or nan; the model overflows")
     robust = logits.argmax(1) == y
     first, second = logits.topk(2, dim=1).values.unbind(1)
-    tie = first - second <= TIE * logits.abs().amax(1)
+    near = first - second <= TIE * logits.abs().amax(1)
     contradicted = robust != claimed
-    if (wrong := contradicted & ~tie).any():
+    wrong = contradicted & ~near
+    if randomised := bool(wrong.any()) and _randomised(model, x_adv[:batch_size], device):
+        robust = claimed
+    elif wrong.any():
         raise EvaluationError(
             f"expected the attack's verdicts from its adversarial images, got another on image(s) "
-            f"{wrong.nonzero().flatten()[:5].tolist()}; is the model deterministic, whatever the batch?"
+            f"{wrong.nonzero().flatten()[:5].tolist()}; does the model's answer depend on the other images of a batch?"
         )
-    return robust, int(contradicted.sum())
+    ties = 0 if randomised else int(contradicted.sum())
+    unstable = int(contradicted.sum()) if randomised else 0
+    if closest is not None:
+        near = near | (closest.abs() <= TIE * logits.abs().amax(1))
+    return Verdicts(robust, margins(logits, y), int(near.sum()), ties, unstable)
+
+
+def margins(logits: Logits, y: Labels) -> Tensor:
+    """Logit of the true class minus the largest other one, shape (n,): above 0 where the prediction is right."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def _randomised(model: nn.Module, x: Images, device: torch.device | str) -> bool:
+    """Whether the model answers differently when asked again, by more than rounding."""
+    (first,), (second,) = logits_of(model, x, len(x), device), logits_of(model, x, len(x), device)
+    return bool(((first - second).abs() > TIE * first.abs().amax(1, keepdim=True)).any())
 
 
 @torch.no_grad()

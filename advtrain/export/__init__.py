@@ -1,15 +1,32 @@
 """The bundle for RobustBench's leaderboard, and its verification in a process that has no advtrain.
 
-    bundle = export_bundle(model, model_target="advtrain.models.WideResNet", ..., directory=Path("runs/mine/export"))
+    trained = Trained(model, "advtrain.models.WideResNet", {"depth": 34}, dataset="cifar10", recipe=config)
+    evaluated = Evaluated(record, Path("runs/mine/adversarial.npz"), eps="8/255")
+    bundle = export_bundle(trained, evaluated, ExportMetadata(), Path("runs/mine/export"))
     print(verify_bundle(bundle.directory))
 
-- `export_bundle` → `Bundle`: weights, model_info, zoo entry, submission text, model card, proof and sums in a folder.
-- `verify_bundle` → `Verification`, or `VerificationError` with one line.
+- `export_bundle` → `Bundle`: weights, model_info, zoo entry, submission text, model card, proof and sums in a folder;
+  or an archive, which lacks the papers of a submission, where the leaderboard would refuse the evaluation.
+- `verify_bundle` → `Verification`, or `VerificationError` with one line; `CannotVerify` where a package is missing.
 - `ExportMetadata`: what only the author knows; configs/export has the same keys.
+- `read_recipe`: the configuration and the training facts of a bundle's recipe.yaml.
 """
 
 from advtrain.export.bundle import Bundle, export_bundle
+from advtrain.export.contents import Evaluated, Trained
 from advtrain.export.metadata import ExportMetadata
-from advtrain.export.verification import Verification, VerificationError, verify_bundle
+from advtrain.export.recipe import read_recipe
+from advtrain.export.verification import CannotVerify, Verification, VerificationError, verify_bundle
 
-__all__ = ["Bundle", "ExportMetadata", "Verification", "VerificationError", "export_bundle", "verify_bundle"]
+__all__ = [
+    "Bundle",
+    "CannotVerify",
+    "Evaluated",
+    "ExportMetadata",
+    "Trained",
+    "Verification",
+    "VerificationError",
+    "export_bundle",
+    "read_recipe",
+    "verify_bundle",
+]

@@ -1,4 +1,4 @@
-"""How somebody without advtrain builds the network: RobustBench's class where it has one, and our own file always."""
+"""How somebody without advtrain builds the network: RobustBench's class where it has one, else our own file."""
 
 import ast
 import importlib
@@ -42,6 +42,19 @@ class Architecture:
     zoo_call: str
     library: str | None
     loads_in_robustbench: bool
+
+    @property
+    def carries_source(self) -> bool:
+        """Whether a bundle needs architecture.py: RobustBench lacks the class, or has no place for its weights."""
+        missing = self.library is None or "from architecture import" in self.zoo_import
+        return missing or not self.loads_in_robustbench
+
+    @property
+    def needs(self) -> str | None:
+        """The package besides PyTorch that builds the network from a bundle."""
+        if not self.carries_source:
+            return "robustbench"
+        return next((name for name in ("timm", "torchvision") if name in _imports(self.source)), None)
 
 
 def describe(target: str, arguments: Mapping[str, Any], model: nn.Module, dataset: str | None) -> Architecture:
@@ -148,16 +161,23 @@ def _floats(values: Any) -> tuple[float, ...]:
 
 
 def _check_standalone(target: str, source: str) -> None:
+    for module in _imports(source).values():
+        if module.split(".")[0] in ("", "advtrain"):
+            raise SettingError(
+                f"{target}: expected a model file that needs only PyTorch, got an import of {module}; put what "
+                "it needs into the same file"
+            )
+
+
+def _imports(source: str) -> dict[str, str]:
+    """What a file imports, by the first part of its name; relative imports as "."."""
+    modules = []
     for node in ast.walk(ast.parse(source)):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            modules = ["." if node.level else str(node.module)]
-        for module in modules:
-            if module.split(".")[0] in ("", "advtrain"):
-                raise SettingError(
-                    f"{target}: expected a model file that needs only PyTorch, got an import of {module}; put what "
-                    "it needs into the same file"
-                )
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append("." if node.level else str(node.module))
+    return {module.split(".")[0]: module for module in modules}
 
 
 # What RobustBench's class of the same name is called with; None where it lacks the variant. Each takes every argument

@@ -1,38 +1,60 @@
 """What a bundle is made of, checked before anything is written: the record of an evaluation and its images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from advtrain import checks
+from advtrain.export import leaderboard
 from advtrain.export.architecture import Architecture
+from advtrain.export.leaderboard import THREATS, Score
 from advtrain.export.metadata import ExportMetadata
 from advtrain.types import SettingError
 
-THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-BOARDS = {  # images of the leaderboard's evaluation, and the radius that each threat model is ranked at
-    "cifar10": (10_000, {"Linf": "8/255", "L2": "0.5"}),
-    "cifar100": (10_000, {"Linf": "8/255"}),
-    "imagenet": (5_000, {"Linf": "4/255"}),
-}
 ARRAYS = ("images", "labels", "clean_predictions", "adversarial_images", "batch_size")
+VERDICTS = ("robust", "broken_by", "attack_names", "margins")  # of newer evaluations
+ATTACKS = ("autoattack", "screen", "pgd")  # the strongest that ran is the one whose images are stored
 
 
 @dataclass(frozen=True)
-class Score:
-    """One accuracy: how many of how many images, and what measured it."""
+class Trained:
+    """A model and how it came to be.
 
-    attack: str
-    correct: int
-    n_examples: int
-    settings: Mapping[str, Any]
+    Attributes:
+        model: what was evaluated, bare or wrapped in DistributedDataParallel or torch.compile.
+        target: dotted path of its class, e.g. advtrain.models.WideResNet.
+        arguments: keyword arguments of that.
+        dataset: cifar10, cifar100, imagenet, or another name, which is then not on the leaderboard.
+        recipe: the resolved configuration of the training, where it is known.
+        training: what the training took and ran on: epochs, seconds, hardware, …
+    """
 
-    @property
-    def percent(self) -> str:
-        return f"{100 * self.correct / self.n_examples:.2f}"
+    model: nn.Module
+    target: str
+    arguments: Mapping[str, Any]
+    dataset: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        record: the content of evaluation.json.
+        arrays: path of adversarial.npz of the same evaluation.
+        eps: the radius as the field writes it, e.g. "8/255".
+    """
+
+    record: Mapping[str, Any]
+    arrays: Path
+    eps: str
 
 
 @dataclass(frozen=True)
@@ -41,19 +63,18 @@ class Contents:
 
     Attributes:
         model_id: key of the zoo entry.
-        dataset, threat, eps, norm: cifar10, Linf, "8/255" as written, linf.
+        dataset, eps, norm: cifar10, "8/255" as written, linf.
         architecture: how to build the network.
         metadata: what the author said.
         clean: clean accuracy.
-        robust: of the attack whose images are stored: AutoAttack, or PGD where it did not run.
+        robust: of the attack whose images are stored: AutoAttack, or a weaker one where it did not run.
         scores: all of them, by name.
         record: the content of evaluation.json.
-        recipe: how it was trained, by setting.
+        recipe, training: how it was trained.
     """
 
     model_id: str
     dataset: str
-    threat: str
     eps: str
     norm: str
     architecture: Architecture
@@ -63,56 +84,72 @@ class Contents:
     scores: Mapping[str, Score]
     record: Mapping[str, Any]
     recipe: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    @property
+    def threat(self) -> str:
+        return THREATS[self.norm]
 
     @property
     def weights_path(self) -> str:
         return f"models/{self.dataset}/{self.threat}/{self.model_id}.pt"
 
     @property
+    def safetensors_path(self) -> str:
+        return f"models/{self.dataset}/{self.threat}/{self.model_id}.safetensors"
+
+    @property
     def model_info_path(self) -> str:
         return f"model_info/{self.dataset}/{self.threat}/{self.model_id}.json"
 
-    @property
+    @cached_property
     def obstacles(self) -> list[str]:
         """Why the leaderboard would not take this evaluation as it is, a sentence each."""
-        if self.dataset not in BOARDS:
-            return [f"{self.dataset} is not a dataset of the RobustBench leaderboard."]
-        reasons = []
-        total, radii = BOARDS[self.dataset]
-        if radii.get(self.threat) != self.eps:
-            reasons.append(f"The leaderboard does not rank {self.dataset} at {self.threat} ε = {self.eps}.")
-        if self.robust.attack != "autoattack":
-            reasons.append("AutoAttack did not run; the robust accuracy given is that of PGD.")
-        elif self.robust.settings.get("version", "standard") != "standard":
-            reasons.append(f"AutoAttack ran as version={self.robust.settings['version']}, not as standard.")
-        smallest = min(self.clean.n_examples, self.robust.n_examples)
-        if smallest < total:
-            reasons.append(f"Evaluated on a subset: {smallest:,} of the leaderboard's {total:,} test images.")
-        return reasons
+        return [
+            *leaderboard.off_the_board(self.dataset, self.threat, self.eps),
+            *leaderboard.not_the_standard_attack(self.robust),
+            *leaderboard.subset(self.dataset, self.clean, self.robust),
+            *leaderboard.not_believable(self.record, self.metadata.masking_statement),
+        ]
 
+    @property
+    def submits(self) -> bool:
+        """Whether the bundle carries the papers of a submission."""
+        return self.metadata.target != "archive" and not self.obstacles
 
-def leaderboard_dataset(dataset: str, norm: str) -> str | None:
-    """`dataset` where RobustBench has a zoo for it and the norm."""
-    return dataset if dataset in BOARDS and THREATS[norm] in BOARDS[dataset][1] else None
+    @property
+    def network_file(self) -> str:
+        """The file that builds the network."""
+        if self.architecture.carries_source:
+            return "architecture.py"
+        return "zoo_entry.py" if self.submits else "build.py"
 
 
 def read_scores(record: Mapping[str, Any]) -> dict[str, Score]:
-    """clean, pgd and autoattack of an evaluation.json, those that it has.
+    """clean, pgd, screen and autoattack of an evaluation.json, those that it has.
 
     Raises:
         SettingError: there is no clean accuracy, or no attack.
     """
-    scores = {}
-    for name in ("clean", "pgd", "autoattack"):
-        if record.get(name) is not None:
-            part = record[name]
-            scores[name] = Score(name, int(part["correct"]), int(part["n_examples"]), dict(part.get("settings", {})))
+    scores = {name: _score(name, record[name]) for name in ("clean", *reversed(ATTACKS)) if record.get(name)}
     if "clean" not in scores or len(scores) < 2:
         raise SettingError(
             f"record: expected a clean accuracy and an attack, got {', '.join(scores) or 'neither'}; evaluate with "
             "eval.autoattack.enabled=true"
         )
     return scores
+
+
+def strongest(scores: Mapping[str, Score]) -> Score:
+    """The attack whose images an evaluation keeps."""
+    return next(scores[name] for name in ATTACKS if name in scores)
+
+
+def _score(name: str, part: Mapping[str, Any]) -> Score:
+    low, high = part.get("interval") or (None, None)
+    interval = None if low is None or high is None else (float(low), float(high))
+    correct, n_examples = int(part["correct"]), int(part["n_examples"])
+    return Score(name, correct, n_examples, dict(part.get("settings", {})), interval, part.get("near_boundary"))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -129,11 +166,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise SettingError(
                 f"{path}: expected the array {missing[0]}, got {', '.join(stored.files)}; evaluate again"
             )
-        arrays = {name: stored[name] for name in ARRAYS}
+        arrays = {name: stored[name] for name in (*ARRAYS, *VERDICTS) if name in stored.files}
     return {name: _as_bytes(value) if name.endswith("images") else value for name, value in arrays.items()}
 
 
-def check_consistent(arrays: Mapping[str, np.ndarray], robust: Score, record: Mapping[str, Any], eps_text: str) -> None:
+def check_consistent(arrays: Mapping[str, np.ndarray], robust: Score, record: Mapping[str, Any], eps: str) -> None:
     """The record, the images and the radius as written belong together.
 
     Raises:
@@ -144,11 +181,10 @@ def check_consistent(arrays: Mapping[str, np.ndarray], robust: Score, record: Ma
             f"record: expected as many images as were attacked by {robust.attack} ({robust.n_examples}), got "
             f"{len(arrays['labels'])} in the file; take both from the same evaluation"
         )
-    eps = checks.number("eps_text", eps_text, low=0)
-    if not np.isclose(eps, record["threat"]["eps"], rtol=1e-6, atol=0):
+    if not np.isclose(checks.number("eps", eps, low=0), record["threat"]["eps"], rtol=1e-6, atol=0):
         raise SettingError(
-            f"eps_text: expected the radius of the evaluation, {record['threat']['eps']:.7g}, got {eps_text}; write "
-            "that one as the field does, e.g. 8/255"
+            f"eps: expected the radius of the evaluation, {record['threat']['eps']:.7g}, got {eps}; write that one as "
+            "the field does, e.g. 8/255"
         )
 
 

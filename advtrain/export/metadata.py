@@ -1,4 +1,4 @@
-"""What only the author of a submission knows: the paper, the extra data, the licence."""
+"""What only the author of a submission knows: the paper, the extra data, the licence; and what the bundle is for."""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from advtrain import checks
 from advtrain.types import SettingError
 
 TO_FILL = "to be filled by the author"
+TARGETS = ("auto", "leaderboard", "archive")
+STATEMENT_WORDS = 8  # fewer explain no failed check
 
 # RobustBench's load_model treats names with these words specially: other files, other keys or no weights at all.
 _SPECIAL = ("Standard", "Kireev2021Effectiveness", "Andriushchenko2020Understanding", "Bai2023Improving", "MixedNUTS")
@@ -23,6 +25,8 @@ class ExportMetadata:
     """The fields of a RobustBench submission that no run can know. A null one is listed as to be filled in.
 
     Attributes:
+        target: leaderboard refuses what RobustBench would refuse; archive writes a verified bundle without the papers
+            of a submission; auto is leaderboard where nothing stands in the way, else archive.
         model_id: FirstAuthorYearFirstWord[_variant]; null makes it from the fields below and the architecture.
         paper_title: of the paper.
         link: its address.
@@ -32,8 +36,11 @@ class ExportMetadata:
         footnote: a sentence for the leaderboard.
         number_forward_passes: of the network per prediction.
         license: of the weights; the zoo's default is MIT.
+        masking_statement: why an evaluation whose masking checks failed can be believed all the same; it lets such a
+            model pass and is printed wherever the number is.
     """
 
+    target: str = "auto"
     model_id: str | None = None
     paper_title: str | None = None
     link: str | None = None
@@ -43,8 +50,10 @@ class ExportMetadata:
     footnote: str | None = None
     number_forward_passes: int = 1
     license: str = "MIT"
+    masking_statement: str | None = None
 
     def __post_init__(self) -> None:
+        checks.choice("export.target", self.target, TARGETS)
         for name, pattern in _PATTERN.items():
             value = getattr(self, name)
             if value is not None and not re.fullmatch(pattern, value):
@@ -59,6 +68,11 @@ class ExportMetadata:
         checks.integer("export.number_forward_passes", self.number_forward_passes, low=1)
         if not self.license:
             raise SettingError(f"export.license: expected a licence, got {self.license!r}; MIT is the zoo's default")
+        if self.masking_statement is not None and len(self.masking_statement.split()) < STATEMENT_WORDS:
+            raise SettingError(
+                f"export.masking_statement: expected {STATEMENT_WORDS} words or more, got {self.masking_statement!r}; "
+                "say which check failed and why the robust accuracy holds all the same"
+            )
 
 
 def model_id(metadata: ExportMetadata, architecture: str) -> str:

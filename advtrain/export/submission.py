@@ -1,7 +1,9 @@
-"""The issue `[New Model]` of RobustBench's template, filled in, behind a list of what stands in its way."""
+"""The issue `[New Model]` of RobustBench's template, filled in; or why a bundle is no submission."""
 
-from advtrain.export.contents import BOARDS, Contents, Score
-from advtrain.export.documents import bullets, loader_notes, method, model_info, to_fill, warnings
+from advtrain.export import leaderboard
+from advtrain.export.contents import Contents
+from advtrain.export.documents import attack_log, bullets, footnote, interval, loader_notes, method, to_fill
+from advtrain.export.leaderboard import Score
 from advtrain.export.metadata import TO_FILL
 
 ISSUES = "https://github.com/RobustBench/robustbench/issues"
@@ -13,48 +15,71 @@ def submission(contents: Contents) -> str:
     return "\n".join([_notes(contents), "---\n", _claims(contents), _boxes(contents)])
 
 
+def not_a_submission(contents: Contents) -> str:
+    """NOT_A_SUBMISSION.md: what the leaderboard would refuse, and what the folder is all the same."""
+    obstacles = contents.obstacles or ["Nothing would stand in the way; export.target=archive asked for an archive."]
+    return f"""# Not a submission
+
+The RobustBench leaderboard would not take {contents.model_id} as it was evaluated, so this folder holds no issue text
+and no zoo entry:
+
+{bullets(obstacles)}
+
+It is a verified archive all the same: weights, recipe, record and adversarial images, which `python verify.py` checks.
+In model_info, left to the author:
+
+{bullets(f"{TO_FILL}: {item}" for item in to_fill(contents))}
+"""
+
+
 def _notes(contents: Contents) -> str:
-    obstacles = [*contents.obstacles, *loader_notes(contents)]
+    notes = ["Nothing stands in the way of this evaluation.", *loader_notes(contents)]
+    metadata = contents.metadata
+    if leaderboard.overridden(contents.record, metadata.masking_statement):
+        failed = ", ".join(leaderboard.failed_checks(contents.record)) or "none by name"
+        notes[0] = f"Masking checks failed ({failed}). You state: {metadata.masking_statement}"
     return f"""# Before you submit
 
-{bullets(obstacles or ["Nothing stands in the way of this evaluation."])}
+{bullets(notes)}
 {bullets(f"{TO_FILL}: {item}" for item in to_fill(contents))}
 
 What follows the line is the text of a new issue at {ISSUES}.
+The pull request that may go with it takes model_info/, models/ (uploaded), zoo_entry.py{
+        " and architecture.py" if contents.architecture.carries_source else ""
+    }.
 """
 
 
 def _claims(contents: Contents) -> str:
-    info = model_info(contents)
-    footnote = f" ({info['footnote']})" if info["footnote"] else ""
+    metadata, note = contents.metadata, footnote(contents)
     return f"""Title: [New Model] {contents.model_id}
 
 # Paper Information
 
-- **Paper Title**: {info["name"]}
-- **Paper URL**: {info["link"]}
-- **Paper authors**: {info["authors"]}
-- **Venue**: {info["venue"]}
+- **Paper Title**: {metadata.paper_title or TO_FILL}
+- **Paper URL**: {metadata.link or TO_FILL}
+- **Paper authors**: {metadata.authors or TO_FILL}
+- **Venue**: {metadata.venue or TO_FILL}
 
 # Leaderboard Claim(s)
 
 ## Model 1
 
-- **Architecture**: {info["architecture"]}
+- **Architecture**: {contents.architecture.name}
 - **Dataset**: {contents.dataset}
 - **Threat Model**: {contents.threat}
 - **eps**: {contents.eps}
-- **Clean accuracy**: {_claim(contents, contents.clean)}
-- **Robust accuracy**: {_claim(contents, contents.robust)}
-- **Additional data**: {"yes" if info["additional_data"] else "no"}{footnote}
-- **Evaluation method**: {method(contents.robust)}
+- **Clean accuracy**: {_claim(contents.clean)}
+- **Robust accuracy**: {_claim(contents.robust)}
+- **Additional data**: {"yes" if metadata.additional_data else "no"}{f" ({note})" if note else ""}
+- **Evaluation method**: {method(contents)}
 - **Checkpoint and code**: {TO_FILL}
-- **AutoAttack log**: {_log(contents)}
+- **AutoAttack log**: {attack_log(contents)}
 """
 
 
 def _boxes(contents: Contents) -> str:
-    mit, known = contents.metadata.license == "MIT", contents.architecture.library is not None
+    mit, known = contents.metadata.license == "MIT", not contents.architecture.carries_source
     custom = f"custom license, located here: {'none' if mit else contents.metadata.license}"
     foreign = (
         f"- [{_tick(not known)}] I use an architecture that is **not** included among those [here]({ARCHITECTURES})"
@@ -72,16 +97,6 @@ def _tick(holds: bool) -> str:
     return "x" if holds else " "
 
 
-def _claim(contents: Contents, score: Score) -> str:
-    board = BOARDS.get(contents.dataset)
-    subset = f"SUBSET of {score.n_examples:,} images, " if board and score.n_examples < board[0] else ""
-    attack = f", {score.attack.upper()} and not AutoAttack" if score.attack == "pgd" else ""
-    return f"{score.percent} % ({subset}{score.correct:,} of {score.n_examples:,}{attack})"
-
-
-def _log(contents: Contents) -> str:
-    after = (contents.record.get("autoattack") or {}).get("after") or []
-    if not after:
-        return "none"
-    stages = ", ".join(f"{stage['attack']} {stage['correct']}" for stage in after)
-    return f"correct after {stages}; warnings: {'; '.join(warnings(contents.record)) or 'none'}"
+def _claim(score: Score) -> str:
+    between = f", 95 % interval {interval(score)}" if score.interval else ""
+    return f"{score.percent} % ({score.correct:,} of {score.n_examples:,}{between})"

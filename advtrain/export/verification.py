@@ -13,6 +13,10 @@ class VerificationError(RuntimeError):
     """The bundle does not hold what it says; one line says what."""
 
 
+class CannotVerify(VerificationError):
+    """The bundle needs a package that is not installed here; nothing is known of it."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """What the fresh process found.
@@ -24,6 +28,8 @@ class Verification:
         clean_correct: correct on the clean images, each prediction as recorded.
         robust_correct: correct on the stored adversarial images, as recorded.
         attack: which made these images.
+        attacked: images recorded as robust that were attacked anew.
+        broken: those of them that the new attack broke.
         rounding_ties: predictions that differ because two logits tie; only on another machine than the evaluation's.
     """
 
@@ -33,23 +39,27 @@ class Verification:
     clean_correct: int
     robust_correct: int
     attack: str
+    attacked: int
+    broken: int
     rounding_ties: int
 
     def __str__(self) -> str:
         return (
             f"{self.loader}, {self.architecture}: clean {self.clean_correct} and {self.attack} {self.robust_correct} "
-            f"of {self.n_examples} reproduced without advtrain"
+            f"of {self.n_examples} reproduced without advtrain; {verify_script.ATTACK} broke {self.broken} of "
+            f"{self.attacked} images recorded as robust"
         )
 
 
 def verify_bundle(directory: Path) -> Verification:
-    """Checks the bundle in a fresh isolated Python process that cannot import advtrain.
+    """Checks the bundle in a fresh isolated Python process that finds PyTorch, NumPy, RobustBench and what these need.
 
     It runs the check of this installation, of which the bundle's verify.py is a copy, so that an edited copy proves
     nothing. The process runs the bundle's architecture.py and zoo_entry.py: verify only bundles that you trust.
 
     Raises:
         VerificationError: something does not hold.
+        CannotVerify: RobustBench, whose class the bundle uses, is not installed.
     """
     folder = Path(directory).resolve()
     if not folder.is_dir():
@@ -58,5 +68,5 @@ def verify_bundle(directory: Path) -> Verification:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"verification failed: the process ended with {done.returncode}"]
-        raise VerificationError(lines[-1])
+        raise (CannotVerify if done.returncode == verify_script.CANNOT else VerificationError)(lines[-1])
     return Verification(**json.loads(done.stdout.strip().splitlines()[-1]))

@@ -1,6 +1,10 @@
-"""The weights file: float32 tensors under names that RobustBench's loader leaves as they are."""
+"""The weights files: float32 tensors under names that RobustBench's loader leaves as they are."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advtrain.types import SettingError
@@ -31,6 +35,12 @@ def export_state_dict(model: nn.Module, dataset: str | None) -> dict[str, Tensor
     if dataset is not None:
         _check_names(list(state), dataset)
     return state
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path, safetensors_path: Path) -> None:
+    """Writes the tensors twice: as RobustBench's load_model reads them, and as safetensors, which hold no pickle."""
+    torch.save({"state_dict": dict(state)}, path)
+    save_file(dict(state), safetensors_path, metadata={"format": "pt"})
 
 
 def loader_names(names: list[str], dataset: str) -> list[str]:

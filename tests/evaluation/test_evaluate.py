@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, PGDSettings, evaluate
+from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, MaskingSettings, PGDSettings, evaluate
 
+UNMASKED = MaskingSettings(enabled=False)
 QUICK = AutoAttackSettings(version="custom", attacks=["apgd-ce", "apgd-t", "fab-t"], batch_size=32)
 
 
 def run(problem, model=None, **settings):
-    settings = {"pgd": PGDSettings(restarts=2), "autoattack": QUICK, "batch_size": 25, **settings}
+    settings = {"pgd": PGDSettings(restarts=2), "autoattack": QUICK, "masking": UNMASKED, "batch_size": 25, **settings}
     return evaluate(
         model or problem.model,
         problem.split,
@@ -98,7 +99,9 @@ def test_more_restarts_break_more():
     split.fetch = lambda indices, device: split_images[indices]
     correct = {}
     for restarts in (1, 8):
-        settings = EvaluationSettings(pgd=PGDSettings(restarts=restarts), autoattack=AutoAttackSettings(enabled=False))
+        settings = EvaluationSettings(
+            masking=UNMASKED, pgd=PGDSettings(restarts=restarts), autoattack=AutoAttackSettings(enabled=False)
+        )
         correct[restarts] = evaluate(Valley(), split, norm="linf", eps=0.1, settings=settings).pgd.correct
     assert 16 < correct[1] < 48  # one start in two is on the wrong side
     assert correct[8] <= 3  # (1/2)^8 of 64 images
@@ -170,7 +173,7 @@ def test_channels_last_model_and_images(problem):
 def test_progress_says_what_is_robust_so_far(problem):
     four = problem(4)
     lines = []
-    settings = EvaluationSettings(pgd=PGDSettings(restarts=1), autoattack=QUICK)
+    settings = EvaluationSettings(masking=UNMASKED, pgd=PGDSettings(restarts=1), autoattack=QUICK)
     result = evaluate(four.model, four.split, norm=four.norm, eps=four.eps, settings=settings, progress=lines.append)
     last = [line for line in lines if line.startswith("AutoAttack fab-t batch")][-1]
     assert f"{result.autoattack.correct}/60 robust so far" in last

@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from advtrain.evaluation import AutoAttackSettings, EvaluationSettings, PGDSettings, evaluate, write_record
+from advtrain.evaluation import (
+    AutoAttackSettings,
+    EvaluationSettings,
+    MaskingSettings,
+    PGDSettings,
+    evaluate,
+    write_record,
+)
 
 
 @pytest.fixture
 def result(problem):
     four = problem(4, n=40)
     settings = EvaluationSettings(
+        masking=MaskingSettings(enabled=False),
         seed=3,
         batch_size=16,
         pgd=PGDSettings(steps=3, restarts=2, step_size="1/255"),
@@ -75,7 +83,11 @@ def test_anyone_can_check_the_images(result, tmp_path):
 def test_old_images_do_not_outlive_their_evaluation(result, tmp_path):
     problem, evaluation = result
     evaluation.save(tmp_path)
-    clean_only = EvaluationSettings(pgd=PGDSettings(enabled=False), autoattack=AutoAttackSettings(enabled=False))
+    clean_only = EvaluationSettings(
+        masking=MaskingSettings(enabled=False),
+        pgd=PGDSettings(enabled=False),
+        autoattack=AutoAttackSettings(enabled=False),
+    )
     evaluate(problem.model, problem.split, norm="linf", eps=problem.eps, settings=clean_only).save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
 

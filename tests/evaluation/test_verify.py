@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from advtrain.evaluation import EvaluationError
-from advtrain.evaluation.verify import robust_images
+from advtrain.evaluation.verify import judge
 
 
 class Brightness(nn.Module):
@@ -23,13 +23,15 @@ BROKEN = X + torch.tensor([0.0, 0.1, 0.0]).view(3, 1, 1, 1)  # the second image 
 
 def check(x_adv=BROKEN, claimed=(True, False, True), norm="linf", eps=0.1, model=None):
     claim = torch.tensor(claimed)
-    return robust_images(model or Brightness(), X, x_adv, Y, claim, norm=norm, eps=eps, batch_size=2, device="cpu")
+    return judge(model or Brightness(), X, x_adv, Y, claim, norm=norm, eps=eps, batch_size=2, device="cpu")
 
 
 def test_backed_verdicts():
-    robust, ties = check()
-    assert robust.tolist() == [True, False, True]
-    assert ties == 0
+    verdicts = check()
+    assert verdicts.robust.tolist() == [True, False, True]
+    assert (verdicts.ties, verdicts.unstable, verdicts.near) == (0, 0, 0)
+    # The margin of class 0 is 1 - 2 · brightness.
+    assert verdicts.margins.tolist() == pytest.approx([0.2, -0.1, 0.2], abs=1e-6)
 
 
 @pytest.mark.parametrize("claimed", [(True, True, True), (False, False, True)])
@@ -56,9 +58,9 @@ def test_a_tie_is_settled_by_the_image_and_counted():
     x_adv = BROKEN.clone()
     x_adv[1] = 0.5
     x_adv[1, 0, 0, 0] += 2e-7
-    robust, ties = check(x_adv, model=nn.Sequential(Brightness(), Offset()))
-    assert robust.tolist() == [True, True, True]
-    assert ties == 1
+    verdicts = check(x_adv, model=nn.Sequential(Brightness(), Offset()))
+    assert verdicts.robust.tolist() == [True, True, True]
+    assert (verdicts.ties, verdicts.near) == (1, 1)
 
 
 class Offset(nn.Module):
@@ -73,3 +75,16 @@ def test_infinite_logits_are_an_error():
 
     with pytest.raises(EvaluationError, match="finite logits"):
         check(model=Overflow())
+
+
+def test_a_randomised_model_keeps_the_attacks_verdicts_and_the_differences_are_counted():
+    class Noisy(nn.Module):
+        def forward(self, logits):
+            return logits + torch.tensor([0.0, 4.0]) * torch.randint(0, 2, (1,)) + 0.1 * torch.randn_like(logits)
+
+    model = nn.Sequential(Brightness(), Noisy())
+    claimed = (False, False, False)
+    torch.manual_seed(0)
+    verdicts = check(claimed=claimed, model=model)
+    assert verdicts.robust.tolist() == list(claimed)
+    assert verdicts.unstable > 0 and verdicts.ties == 0

@@ -1,192 +1,84 @@
-"""The files of a bundle: what RobustBench asks for, what the author has to add, and all of it or nothing."""
+"""The files of a bundle: weights, sums, what builds the network, and all of it or nothing."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import nn
 
 from advtrain.export import ExportMetadata
 from advtrain.types import SettingError
 
 Evaluated = Callable[..., Any]  # the fixture in conftest.py, which returns its Run
-
-# ../model_info/cifar10/Linf/*.json of RobustBench, without `external`, which other people's evaluations add
-MODEL_INFO_FIELDS = {
-    "link",
-    "name",
-    "authors",
-    "additional_data",
-    "number_forward_passes",
-    "dataset",
-    "venue",
-    "architecture",
-    "eps",
-    "clean_acc",
-    "reported",
-    "autoattack_acc",
-    "unreliable",
-    "footnote",
+PAPER = ExportMetadata(paper_title="Decoupled Loss", authors="Jiequan Cui, Zhuotao Tian", venue="NeurIPS 2024")
+EVERY = {
+    "models",
+    "model_info",
+    "README.md",
+    "LICENSE",
+    "verify.py",
+    "verification.json",
+    "verification.npz",
+    "SHA256SUMS",
 }
-PAPER = ExportMetadata(
-    paper_title="Decoupled Kullback-Leibler Divergence Loss",
-    link="https://arxiv.org/abs/2305.13948",
-    authors="Jiequan Cui, Zhuotao Tian",
-    venue="NeurIPS 2024",
-    footnote="It uses additional 20M synthetic images in training.",
-)
 
 
-@pytest.fixture
-def cifar(evaluated: Evaluated) -> Any:
-    arguments = {"depth": 10, "widen_factor": 1, "num_classes": 10}
-    run = evaluated(
-        "advtrain.models.WideResNet", arguments, dataset="cifar10", eps_text="8/255", shape=(3, 32, 32), n=6
-    )
-    run.metadata = PAPER
-    return run
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
-def test_model_info(cifar: Any) -> None:
-    bundle = cifar.export()
-    assert bundle.model_id == "Cui2024Decoupled_WRN-10-1"
-    assert bundle.model_info == bundle.directory / "model_info/cifar10/Linf/Cui2024Decoupled_WRN-10-1.json"
-    info = json.loads(bundle.model_info.read_text())
-    robust = {0: "0.00", 1: "16.67", 2: "33.33", 3: "50.00", 4: "66.67", 5: "83.33"}
-    assert info.keys() == MODEL_INFO_FIELDS
-    assert info == {
-        "link": "https://arxiv.org/abs/2305.13948",
-        "name": "Decoupled Kullback-Leibler Divergence Loss",
-        "authors": "Jiequan Cui, Zhuotao Tian",
-        "additional_data": False,
-        "number_forward_passes": 1,
-        "dataset": "cifar10",
-        "venue": "NeurIPS 2024",
-        "architecture": "WideResNet-10-1",
-        "eps": "8/255",
-        "clean_acc": "83.33",
-        "reported": robust[cifar.record["autoattack"]["correct"]],
-        "autoattack_acc": robust[cifar.record["autoattack"]["correct"]],
-        "unreliable": False,
-        "footnote": "It uses additional 20M synthetic images in training.",
-    }
-
-
-def test_weights(cifar: Any) -> None:
-    bundle = cifar.export()
-    assert bundle.weights == bundle.directory / "models/cifar10/Linf/Cui2024Decoupled_WRN-10-1.pt"
+def test_both_files_of_weights_hold_the_model(evaluated: Evaluated) -> None:
+    run = evaluated("advtrain.models.WideResNet", {"depth": 10, "widen_factor": 1}, **CIFAR)
+    bundle = run.export()
+    assert bundle.weights == bundle.directory / "models/cifar10/Linf/AuthorYearTitle_WRN-10-1.pt"
     saved = torch.load(bundle.weights, weights_only=True)
     assert saved.keys() == {"state_dict"}
-    expected = cifar.model.state_dict()
-    assert saved["state_dict"].keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in saved["state_dict"].items())
+    expected = run.model.state_dict()
+    for found in (saved["state_dict"], load_file(bundle.weights.with_suffix(".safetensors"))):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_zoo_entry(cifar: Any) -> None:
-    text = (cifar.export().directory / "zoo_entry.py").read_text()
+CIFAR = {"dataset": "cifar10", "eps_text": "8/255", "shape": (3, 32, 32), "n": 6}
+
+
+def test_a_class_of_robustbench_needs_no_file(board: Any) -> None:
+    """The zoo entry of a submission names RobustBench's class; an archive has a file that builds it."""
+    submission = board.export()
+    assert names(submission.directory) == EVERY | {"submission.md", "zoo_entry.py"}
+    text = (submission.directory / "zoo_entry.py").read_text()
     assert "from robustbench.model_zoo.architectures.wide_resnet import WideResNet" in text
     assert '"model": lambda: WideResNet(depth=10, widen_factor=1, num_classes=10),' in text
+    del board.record["masking"]
+    archive = board.export()
+    assert names(archive.directory) == EVERY | {"NOT_A_SUBMISSION.md", "build.py"}
+    text = (archive.directory / "build.py").read_text()
+    assert "import WideResNet" in text and "return WideResNet(depth=10, widen_factor=1, num_classes=10)\n" in text
 
 
-def test_architecture_is_our_file_verbatim(evaluated: Evaluated) -> None:
+def test_a_class_that_robustbench_lacks_is_our_file_verbatim(evaluated: Evaluated) -> None:
     from advtrain.models import small_cnn
 
-    assert (evaluated().export().directory / "architecture.py").read_text() == Path(small_cnn.__file__).read_text()
+    folder = evaluated().export().directory
+    assert (folder / "architecture.py").read_text() == Path(small_cnn.__file__).read_text()
+    assert names(folder) == EVERY | {"NOT_A_SUBMISSION.md", "architecture.py"}
 
 
-def test_submission_says_what_stands_in_the_way(cifar: Any) -> None:
-    bundle = cifar.export()
-    text = (bundle.directory / "submission.md").read_text()
-    notes, issue = text.split("\n---\n")
-    assert bundle.obstacles == ("Evaluated on a subset: 6 of the leaderboard's 10,000 test images.",)
-    assert bundle.obstacles[0] in notes
-    assert "gdrive_id" in notes
-    assert "ModelID" not in notes
-    assert "paper title" not in notes
-    assert "Title: [New Model] Cui2024Decoupled_WRN-10-1" in issue
-    assert "**Clean accuracy**: 83.33 % (SUBSET of 6 images, 5 of 6)" in issue
-    assert "- **Evaluation method**: AutoAttack, version standard, seed 0\n" in issue
-    assert "- [ ] I use an architecture that is **not** included" in issue
-    assert "- [x] I agree to release my model(s) under MIT license" in issue
-
-
-def test_full_evaluation_has_no_obstacle(cifar: Any) -> None:
-    repeats = 10_000 // 6 + 1
-    for name in ("images", "labels", "clean_predictions", "adversarial_images"):
-        array = cifar.arrays[name]
-        cifar.arrays[name] = np.concatenate([array[..., :1, :1] if array.ndim == 4 else array] * repeats)[:10_000]
-    for name in ("clean", "autoattack"):
-        cifar.record[name] |= {"correct": 4000, "n_examples": 10_000}
-    bundle = cifar.export()
-    assert bundle.obstacles == ()
-    assert "SUBSET" not in (bundle.directory / "submission.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"autoattack": None}, "AutoAttack did not run; the robust accuracy given is that of PGD."),
-        ({"version": "custom"}, "AutoAttack ran as version=custom, not as standard."),
-        ({"eps_text": "0.2"}, "The leaderboard does not rank cifar10 at Linf ε = 0.2."),
-        ({"dataset": "digits"}, "digits is not a dataset of the RobustBench leaderboard."),
-    ],
-)
-def test_obstacles(cifar: Any, change: dict, sentence: str) -> None:
-    cifar.dataset = change.get("dataset", cifar.dataset)
-    if "eps_text" in change:
-        cifar.eps_text, cifar.record["threat"]["eps"] = "0.2", 0.2
-    if "version" in change:
-        cifar.record["autoattack"]["settings"]["version"] = "custom"
-    if "autoattack" in change:
-        del cifar.record["autoattack"]
-    bundle = cifar.export()
-    assert sentence in bundle.obstacles
-    assert sentence in (bundle.directory / "submission.md").read_text()
-    assert sentence in (bundle.directory / "README.md").read_text()
-
-
-def test_pgd_is_never_called_autoattack(cifar: Any) -> None:
-    del cifar.record["autoattack"]
-    bundle = cifar.export()
-    info = json.loads(bundle.model_info.read_text())
-    assert info["autoattack_acc"] == info["reported"] == "to be filled by the author"
-    assert "PGD and not AutoAttack" in (bundle.directory / "submission.md").read_text()
-
-
-def test_what_only_the_author_knows(evaluated: Evaluated) -> None:
-    bundle = evaluated().export()
-    info = json.loads(bundle.model_info.read_text())
-    assert {name for name, value in info.items() if value == "to be filled by the author"} == {
-        "link",
-        "name",
-        "authors",
-        "venue",
-    }
-    assert bundle.model_id == "AuthorYearTitle_SmallCNN"
-    listed = " ".join(bundle.to_fill)
-    for name in ("ModelID", "paper title", "paper URL", "authors", "venue", "gdrive_id", "tick-boxes"):
-        assert name in listed
-
-
-def test_the_model_card_has_the_recipe_and_no_folders_of_this_machine(evaluated: Evaluated) -> None:
-    run = evaluated()
-    run.recipe = {"loss": {"ce_weight": 4.5}, "data": {"root": str(run.folder), "files": ["/home/me/one.npz", "b.npz"]}}
-    card = (run.export().directory / "README.md").read_text()
-    assert '"ce_weight": 4.5' in card
-    assert f'"root": "{run.folder.name}"' in card
-    assert '"one.npz",' in card
-    assert '"b.npz"' in card
-    assert "/home" not in card
-    assert str(run.folder.parent) not in card
+def test_a_variant_that_robustbench_lacks_comes_with_its_zoo_entry(board: Any, evaluated: Evaluated) -> None:
+    record, arguments = board.record, {"depth": 10, "widen_factor": 1, "activation": "silu"}
+    run = evaluated("advtrain.models.WideResNet", arguments, **CIFAR)
+    run.record["masking"] = record["masking"]
+    folder = run.export().directory
+    assert names(folder) == EVERY | {"submission.md", "zoo_entry.py", "architecture.py"}
+    assert "from architecture import WideResNet" in (folder / "zoo_entry.py").read_text()
+    assert "- [x] I use an architecture that is **not** included" in (folder / "submission.md").read_text()
 
 
 def test_sums(evaluated: Evaluated) -> None:
@@ -230,7 +122,7 @@ def test_all_or_nothing(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -
     assert (first.directory / "SHA256SUMS").read_text() == before
     run.metadata = PAPER
     second = run.export()
-    assert [path.name for path in second.weights.parent.iterdir()] == ["Cui2024Decoupled_SmallCNN.pt"]
+    assert {path.stem for path in second.weights.parent.iterdir()} == {"Cui2024Decoupled_SmallCNN"}
     assert {path.name for path in run.folder.iterdir()} == {"adversarial.npz", "export"}
 
 
@@ -247,9 +139,9 @@ def test_keeps_a_folder_that_is_no_bundle(evaluated: Evaluated) -> None:
 def test_parts_of_different_evaluations(evaluated: Evaluated) -> None:
     run = evaluated()
     run.eps_text = "8/255"
-    with pytest.raises(SettingError, match=r"eps_text: expected the radius of the evaluation, 0\.2, got 8/255"):
+    with pytest.raises(SettingError, match=r"eps: expected the radius of the evaluation, 0\.02, got 8/255"):
         run.export()
-    run.eps_text = "0.2"
+    run.eps_text = "0.02"
     run.record["autoattack"]["n_examples"] = 5
     with pytest.raises(SettingError, match="expected as many images as were attacked"):
         run.export()
@@ -328,7 +220,7 @@ def test_a_users_own_model(
     model = __import__(module).Mine()
     run = evaluated(f"{module}.Mine", dataset="cifar10", eps_text="8/255", shape=(3, 32, 32), model=model)
     if message is None:
-        assert "from architecture import Mine" in (run.export().directory / "zoo_entry.py").read_text()
+        assert "class Mine" in (run.export().directory / "architecture.py").read_text()
         return
     with pytest.raises(SettingError, match=message):
         run.export()
@@ -345,25 +237,3 @@ def test_unknown_target(evaluated: Evaluated) -> None:
     run.model_target = "advtrain.models.Nothing"
     with pytest.raises(SettingError, match="expected the dotted path of a model class, got advtrain"):
         run.export()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("venue", "NeurIPS", "NeurIPS 2024"),
-        ("link", "arxiv.org", "https"),
-        ("model_id", "../evil", "letters, digits"),
-        ("model_id", "Mine2026Standard", "without Standard"),
-        ("number_forward_passes", 0, "at least 1"),
-        ("additional_data", "no", "true or false"),
-        ("license", "", "licence"),
-    ],
-)
-def test_metadata_is_checked(name: str, value: object, message: str) -> None:
-    with pytest.raises(SettingError, match=rf"export\.{name}: expected .*{message}"):
-        replace(PAPER, **{name: value})
-
-
-def test_metadata_is_a_structured_config() -> None:
-    config = OmegaConf.merge(OmegaConf.structured(ExportMetadata), {"venue": "NeurIPS 2024"})
-    assert OmegaConf.to_object(config) == ExportMetadata(venue="NeurIPS 2024")

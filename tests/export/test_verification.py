@@ -4,7 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,10 @@ import torch
 
 from advtrain.export import VerificationError, verify_bundle, verify_script
 from advtrain.export.bundle import write_sums
+from advtrain.export.weights import save_weights
 
 Evaluated = Callable[..., Any]  # the fixture in conftest.py
 needs_robustbench = pytest.mark.skipif(importlib.util.find_spec("robustbench") is None, reason="needs robustbench")
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], dict]]:
-    """The same check in this process: seconds faster than a fresh one, for what does not concern the isolation."""
-    for name in ("architecture", "zoo_entry"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    threads = torch.get_num_threads()
-    with torch.backends.cudnn.flags():
-        yield verify_script.check
-    torch.set_num_threads(threads)
 
 
 def test_verifies_without_robustbench_class(
@@ -40,17 +30,17 @@ def test_verifies_without_robustbench_class(
     assert found.loader.startswith("torch ")
     assert found.architecture == "architecture.SmallCNN"
     assert (found.n_examples, found.clean_correct, found.rounding_ties) == (9, 8, 0)
-    assert found.robust_correct == run.record["autoattack"]["correct"]
+    assert found.robust_correct == found.attacked == run.record["autoattack"]["correct"] > 0
+    assert found.broken == 0
+    assert f"PGD-10 × 2 broke 0 of {found.attacked} images recorded as robust" in str(found)
 
 
 @needs_robustbench
-def test_verifies_through_robustbench(evaluated: Evaluated) -> None:
-    arguments = {"depth": 10, "widen_factor": 1, "num_classes": 10}
-    run = evaluated("advtrain.models.WideResNet", arguments, **CIFAR)
-    found = verify_bundle(run.export().directory)
+def test_verifies_through_robustbench(board: Any) -> None:
+    found = verify_bundle(board.export().directory)
     assert found.loader == "robustbench load_model"
     assert found.architecture == "robustbench.model_zoo.architectures.wide_resnet.WideResNet"
-    assert (found.clean_correct, found.robust_correct) == (5, run.record["autoattack"]["correct"])
+    assert (found.clean_correct, found.robust_correct) == (5, board.record["autoattack"]["correct"])
 
 
 CIFAR = {"dataset": "cifar10", "eps_text": "8/255", "shape": (3, 32, 32), "n": 6}
@@ -69,7 +59,6 @@ def test_robustbench_builds_the_other_classes(evaluated: Evaluated, tmp_path: Pa
     expected, folders = [], []
     for target, arguments, found_class in (
         ("DMWideResNet", {"depth": 10, "width": 1}, "robustbench.model_zoo.architectures.dm_wide_resnet.DMWideResNet"),
-        ("PreActResNet", {}, "robustbench.model_zoo.architectures.resnet.PreActResNet"),
         ("ResNet", {}, "robustbench.model_zoo.architectures.resnet.ResNet"),
         ("SmallPreActResNet", {"width": 2}, "architecture.SmallPreActResNet"),
     ):
@@ -80,16 +69,6 @@ def test_robustbench_builds_the_other_classes(evaluated: Evaluated, tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == expected
-
-
-def test_the_process_cannot_import_advtrain(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = evaluated().export().directory
-    monkeypatch.setenv("PYTHONPATH", str(Path(verify_script.__file__).parents[2]))
-    with (folder / "architecture.py").open("a") as file:
-        file.write("\nimport advtrain\n")
-    write_sums(folder)
-    with pytest.raises(VerificationError, match="advtrain is hidden from the verification"):
-        verify_bundle(folder)
 
 
 def test_anyone_can_run_it(evaluated: Evaluated) -> None:
@@ -110,8 +89,8 @@ FILES = {
     "models",
     "model_info",
     "architecture.py",
-    "zoo_entry.py",
-    "submission.md",
+    "NOT_A_SUBMISSION.md",
+    "LICENSE",
     "README.md",
     "verify.py",
     "verification.json",
@@ -136,8 +115,8 @@ def test_other_weights(evaluated: Evaluated, here: Callable[[Path], dict]) -> No
     bundle = evaluated().export()
     saved = torch.load(bundle.weights, weights_only=True)
     saved["state_dict"]["classifier.bias"][torch.arange(10) != 3] -= 100
-    torch.save(saved, bundle.weights)
-    with pytest.raises(verify_script.Mismatch, match=r"\.pt with SHA-256"):
+    save_weights(saved["state_dict"], bundle.weights, bundle.weights.with_suffix(".safetensors"))
+    with pytest.raises(verify_script.Mismatch, match=r"\.(pt|safetensors) with SHA-256"):
         here(bundle.directory)
     write_sums(bundle.directory)
     with pytest.raises(verify_script.Mismatch, match="expected the stored clean predictions"):
@@ -148,7 +127,7 @@ def test_missing_weight(evaluated: Evaluated, here: Callable[[Path], dict]) -> N
     bundle = evaluated().export()
     saved = torch.load(bundle.weights, weights_only=True)
     del saved["state_dict"]["classifier.bias"]
-    torch.save(saved, bundle.weights)
+    save_weights(saved["state_dict"], bundle.weights, bundle.weights.with_suffix(".safetensors"))
     write_sums(bundle.directory)
     with pytest.raises(RuntimeError, match="Missing key"):
         here(bundle.directory)
@@ -157,7 +136,7 @@ def test_missing_weight(evaluated: Evaluated, here: Callable[[Path], dict]) -> N
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("adversarial_images", lambda x: np.clip(x + 0.01, 0, 1), "within linf 0.2"),
+        ("adversarial_images", lambda x: np.clip(x + 0.05, 0, 1), "within linf 0.02"),
         ("adversarial_images", lambda x: x - 0.3, r"pixels in \[0, 1\]"),
         ("adversarial_images", lambda x: x + 0.3, r"pixels in \[0, 1\]"),
         ("adversarial_images", lambda x: x * np.nan, r"pixels in \[0, 1\]"),
@@ -182,7 +161,7 @@ def test_other_arrays(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("clean_acc", "99.00"), ("autoattack_acc", "99.00"), ("reported", "99.00"), ("eps", "0.02"), ("eps", 0.2)],
+    [("clean_acc", "99.00"), ("autoattack_acc", "99.00"), ("reported", "99.00"), ("eps", "0.2"), ("eps", 0.02)],
 )
 def test_edited_model_info(evaluated: Evaluated, here: Callable[[Path], dict], field: str, value: object) -> None:
     bundle = evaluated().export()
@@ -195,7 +174,9 @@ def test_edited_model_info(evaluated: Evaluated, here: Callable[[Path], dict], f
         here(bundle.directory)
 
 
-@pytest.mark.parametrize("name", ["model_info/", ".pt", "submission.md", "README.md", "verification.npz"])
+@pytest.mark.parametrize(
+    "name", ["model_info/", ".pt", ".safetensors", "LICENSE", "architecture.py", "README.md", "verification.npz"]
+)
 def test_a_file_that_left_the_list(evaluated: Evaluated, here: Callable[[Path], dict], name: str) -> None:
     folder = evaluated().export().directory
     (folder / "notes.txt").write_text("a file of the author's is none of our business")

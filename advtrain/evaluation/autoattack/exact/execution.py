@@ -26,6 +26,9 @@ class Execution:
     shrink: bool = False
 
 
+UPSTREAM = Execution()
+
+
 class Found(NamedTuple):
     """What an attack made of a batch.
 
@@ -33,7 +36,10 @@ class Found(NamedTuple):
         images: adversarial images; the clean image where none was found. Shape and device of the batch.
         zero_gradients: for each start of an attack on the DLR loss, how many images had a gradient of exactly zero
             there; int64, shape (starts,), on the device. Empty for other attacks.
+        margins: the smallest margin (logit of the true class minus the largest other one) that the attack saw of each
+            image, float32, shape (n,), ∞ where it did not look. None of attacks that keep no account of it.
     """
 
     images: Images
     zero_gradients: Tensor
+    margins: Tensor | None = None

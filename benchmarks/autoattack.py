@@ -1,0 +1,282 @@
+"""What AutoAttack costs with each engine: work per iteration, CPU time per attack, and a whole evaluation.
+
+    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets results/benchmarks/autoattack.json
+    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets OUT.json --full 1000
+
+One process, one thread, process time, which other processes on the machine disturb little. The first form counts the
+passes and host synchronisations per iteration of each attack, then lets the engines take turns in random order on the
+same batch, with fewer iterations than AutoAttack's; what is reported are medians over the rounds and ratios to upstream
+within a round. An engine's share of a whole evaluation follows from them and AutoAttack's own numbers of iterations.
+The second form runs AutoAttack as it is, once per engine, and compares the verdicts image by image. With --device cuda
+the clock is the wall's, read when the device is idle.
+
+`upstream` is PyPI's pyautoattack as its users call it, on a model whose parameters take gradients; `upstream_frozen` is
+the same on one whose parameters do not.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from advtrain.data import CIFAR10
+from advtrain.engine.run_directory import git_commit
+from advtrain.evaluation.autoattack import AttackPlan, run_autoattack, upstream
+from advtrain.evaluation.autoattack.engines import batch_attack
+from advtrain.evaluation.records import hardware, versions, write_record
+from advtrain.evaluation.settings import AutoAttackSettings
+from advtrain.sources import find
+
+EPS = 8 / 255
+ENGINES = ("upstream", "upstream_frozen", "exact", "fast")
+# Iterations that are timed (per start, per target class; queries of Square) and how many targets.
+SHORT = {
+    "apgd-ce": AttackPlan("apgd-ce", "linf", EPS, iterations=25),
+    "apgd-t": AttackPlan("apgd-t", "linf", EPS, iterations=12, target_classes=2),
+    "fab-t": AttackPlan("fab-t", "linf", EPS, iterations=8, target_classes=2),
+    "square": AttackPlan("square", "linf", EPS, iterations=150),
+}
+FULL = {"apgd-ce": 100, "apgd-t": 9 * 100, "fab-t": 9 * 100, "square": 5000}
+Perturb = Callable[[Tensor, Tensor, AttackPlan], Tensor]
+CONV, CONV_BACK = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+SCALARS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+class Counter(TorchDispatchMode):
+    """Counts convolutions, forward and backward, and moments at which the host waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"forward": 0, "input_gradient": 0, "weight_gradient": 0, "host_syncs": 0, "operations": 0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts["operations"] += 1
+        if func is CONV:
+            self.counts["forward"] += 1
+        elif func is CONV_BACK:
+            wanted = args[-1]
+            self.counts["input_gradient"] += bool(wanted[0])
+            self.counts["weight_gradient"] += bool(wanted[1])
+        elif func in SCALARS or self._indexes_by_mask(func, args):
+            self.counts["host_syncs"] += 1
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _indexes_by_mask(func: Any, args: Any) -> bool:
+        """Indexing by a mask asks the device how many elements it selects."""
+        if func.overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+            return False
+        return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+class Clock:
+    """Seconds of work: the process's on a CPU, the wall's on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def now(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def perturbers(model: nn.Module, device: torch.device) -> dict[str, Perturb]:
+    """Each engine's way of attacking one batch."""
+    return {
+        "upstream": lambda x, y, plan: _with_gradients(model, lambda: upstream.perturb(model, x, y, plan, 0)),
+        "upstream_frozen": lambda x, y, plan: upstream.perturb(model, x, y, plan, 0),
+        "exact": _engine("exact", model, device),
+        "fast": _engine("fast", model, device),
+    }
+
+
+def _engine(name: str, model: nn.Module, device: torch.device) -> Perturb:
+    attack = batch_attack(name, model, device)
+    return lambda x, y, plan: attack(x, y, plan, 0).images
+
+
+def _with_gradients(model: nn.Module, call: Callable[[], Any]) -> Any:
+    with taking_gradients(model):
+        return call()
+
+
+@contextmanager
+def taking_gradients(model: nn.Module) -> Iterator[None]:
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
+        model.zero_grad()
+
+
+def counters(ways: dict[str, Perturb], x: Tensor, y: Tensor, convolutions: int) -> dict[str, Any]:
+    """Per iteration of each attack: passes (in whole networks), host synchronisations, operations."""
+    found: dict[str, Any] = {}
+    for name, plan in SHORT.items():
+        for engine, perturb in ways.items():
+            low, high = (_count(perturb, x, y, plan, factor) for factor in (1, 2))
+            steps = plan.iterations * max(plan.target_classes, 1)
+            per_step = {key: (high[key] - low[key]) / steps for key in high}
+            for key in ("forward", "input_gradient", "weight_gradient"):
+                per_step[key] /= convolutions
+            found.setdefault(name, {})[engine] = {key: round(value, 2) for key, value in per_step.items()}
+            print(f"{name:8} {engine:16} {found[name][engine]}", flush=True)
+    return found
+
+
+def _count(perturb: Perturb, x: Tensor, y: Tensor, plan: AttackPlan, factor: int) -> dict[str, int]:
+    longer = AttackPlan(
+        plan.name, plan.norm, plan.eps, iterations=plan.iterations * factor, target_classes=plan.target_classes
+    )
+    with Counter() as counter:
+        perturb(x, y, longer)
+    return counter.counts
+
+
+def ratios(ways: dict[str, Perturb], x: Tensor, y: Tensor, rounds: int, clock: Clock) -> dict[str, Any]:
+    """CPU milliseconds per iteration and batch, and ratios to upstream within each round."""
+    order = random.Random(0)
+    times: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in ways} for name in SHORT}
+    for number in range(rounds + 1):  # the first one warms up
+        for name, plan in SHORT.items():
+            for engine in order.sample(list(ways), len(ways)):
+                started = clock.now()
+                ways[engine](x, y, plan)
+                if number:
+                    times[name][engine].append(clock.now() - started)
+        print(f"round {number} of {rounds}", flush=True)
+    result: dict[str, Any] = {}
+    for name, plan in SHORT.items():
+        steps = plan.iterations * max(plan.target_classes, 1)
+        result[name] = {
+            engine: {
+                "ms_per_iteration": round(1000 * statistics.median(values) / steps, 2),
+                **_ratio([a / b for a, b in zip(values, times[name]["upstream"], strict=True)]),
+            }
+            for engine, values in times[name].items()
+        }
+    # The whole: each round's time per iteration, times AutoAttack's iterations.
+    whole = {engine: [_whole(times, engine, i) for i in range(rounds)] for engine in ways}
+    result["weighted by AutoAttack's iterations"] = {
+        engine: _ratio([a / b for a, b in zip(values, whole["upstream"], strict=True)])
+        for engine, values in whole.items()
+    }
+    return result
+
+
+def _whole(times: dict[str, dict[str, list[float]]], engine: str, number: int) -> float:
+    return sum(
+        times[name][engine][number] * FULL[name] / (plan.iterations * max(plan.target_classes, 1))
+        for name, plan in SHORT.items()
+    )
+
+
+def _ratio(values: list[float]) -> dict[str, Any]:
+    low, high = round(min(values), 3), round(max(values), 3)
+    return {"to_upstream": round(statistics.median(values), 3), "range": [low, high]}
+
+
+def full(model: nn.Module, x: Tensor, y: Tensor, engines: list[str], clock: Clock) -> dict[str, Any]:
+    """AutoAttack as it is, once per engine: seconds of work, verdicts, and how they differ from the first engine's."""
+    outcomes, result = {}, {}
+    for engine in engines:
+        settings = AutoAttackSettings(engine=engine.removesuffix("_frozen"))
+        wall, started = time.perf_counter(), clock.now()
+
+        def run(settings: AutoAttackSettings = settings) -> Any:
+            return run_autoattack(
+                model, x, y, norm="linf", eps=EPS, settings=settings, device=clock.device, report=print
+            )
+
+        outcomes[engine] = run() if engine != "upstream" else _with_gradients(model, run)
+        outcome, first = outcomes[engine], outcomes[engines[0]]
+        differing = (outcome.robust != first.robust).nonzero().flatten().tolist()
+        result[engine] = {
+            "work_seconds": round(clock.now() - started, 1),
+            "seconds": round(time.perf_counter() - wall, 1),
+            "robust": int(outcome.robust.sum()),
+            "n_examples": len(x),
+            "after": outcome.after,
+            "verdicts_unlike_" + engines[0]: differing,
+            "images_unlike_" + engines[0]: int((outcome.x_adv != first.x_adv).flatten(1).any(1).sum()),
+        }
+        print(engine, result[engine], flush=True)
+    base = result[engines[0]]["work_seconds"]
+    for engine in engines:
+        result[engine]["work_to_" + engines[0]] = round(result[engine]["work_seconds"] / base, 3)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("data", help="folder with cifar-10-batches-py")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--full", type=int, default=0, metavar="N", help="run AutoAttack on the first N test images")
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=128, help="images of a batch, of the counting and timing form")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(arguments.device)
+    clock = Clock(device)
+    config = {"source": arguments.bundle, "eval": {"checkpoint": "best"}, "trust": False}
+    model = find(config, device).model.requires_grad_(False)
+    split = CIFAR10(root=arguments.data, download=False).split("test")
+    engines = arguments.engines.split(",")
+    record: dict[str, Any] = {
+        "command": shlex.join(["python", "benchmarks/autoattack.py", *sys.argv[1:]]).replace(
+            arguments.data, "/datasets"
+        ),
+        "git_commit": git_commit(),
+        "seed": 0,
+        "measured": "process time on one thread" if device.type == "cpu" else "time until the device is idle",
+        "model": Path(arguments.bundle).name,
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+    if arguments.full:
+        indices = torch.arange(arguments.full)
+        x, y = split.fetch(indices, "cpu"), split.labels[indices]
+        record["full"] = full(model, x, y, engines, clock)
+    else:
+        x, y = _robust_batch(model, split, arguments.batch, device)
+        ways = {name: way for name, way in perturbers(model, device).items() if name in engines}
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+        record["batch"] = len(x)
+        record["per_iteration"] = counters(ways, x[:16], y[:16], convolutions)
+        record["cpu_time"] = ratios(ways, x, y, arguments.rounds, clock)
+    write_record(record, arguments.out)
+    print(json.dumps({key: record[key] for key in ("full", "cpu_time") if key in record}, indent=2))
+
+
+def _robust_batch(model: nn.Module, split: Any, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images that a short APGD does not break: those on which AutoAttack spends its time."""
+    indices = torch.arange(4 * size)
+    x, y = split.fetch(indices, device), split.labels[indices].to(device)
+    with torch.no_grad():
+        correct = model(x).argmax(1) == y
+    x, y = x[correct], y[correct]
+    x_adv = upstream.perturb(model, x, y, AttackPlan("apgd-ce", "linf", EPS, iterations=20), 0)
+    with torch.no_grad():
+        robust = model(x_adv).argmax(1) == y
+    return x[robust][:size], y[robust][:size]
+
+
+if __name__ == "__main__":
+    main()
