@@ -18,7 +18,8 @@ from advtrain.engine.progress import console
 from advtrain.engine.validation import selection_attack
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.evaluation.masking import standard_surrogate, train_surrogate
-from advtrain.evaluation.records import RECORD, Evaluation
+from advtrain.evaluation.records import RECORD, Evaluation, write_record
+from advtrain.evaluation.threats import Member, Threat, Union, parse_threats, union
 from advtrain.publish import data_name
 from advtrain.report import Measured, Snapshot, load, position, write_report
 from advtrain.sources import averaged_model, described, find
@@ -67,25 +68,45 @@ def evaluation_run(config: dict[str, Any]) -> None:
     data_config = source.data if config["data_root"] is None else {**source.data, "root": config["data_root"]}
     data = build({key: value for key, value in data_config.items() if not key.startswith("threat_")})
     data.check_test()
-    eps_word = threat.eps.replace("/", "_")
-    directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{norm}-{eps_word}")
-    name = data_name({"data": data_config})
+    own, name = Threat(threat.norm, threat.eps), data_name({"data": data_config})
+    threats = parse_threats(config["threats"], stored=own, dataset=name)
+    directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{'threats' if threats else own.folder}")
     run = second.run_named(str(config["source"]), trusted=config["trust"], device=device)
+
+    def measured(threat: Threat, folder: Path) -> Evaluation:
+        result = measurement(data, threat, device, folder, name)(source.model, settings=settings)
+        written(result, folder)
+        return result
+
+    def written(result: Evaluation, folder: Path) -> None:
+        facts = {**described(config, folder), "git_commit": directories.git_commit()}
+        save(result, folder, name, facts | ({} if run is None else run.facts(settings.checkpoint)), snapshot)
+
     with distributed.process_group(device):
-        measure = measurement(data, threat, device, directory, name)
-        facts = {**described(config, directory), "git_commit": directories.git_commit()}
+        main = threats[0] if threats else own
+        result = measured(main, directory)
         if run is not None:
-            facts |= run.facts(settings.checkpoint)
-        save(measure(source.model, settings=settings), directory, name, facts, snapshot)
-        if run is not None:
-            second.complete(directory / RECORD, run, settings, measure)
+            second.complete(directory / RECORD, run, settings, measurement(data, main, device, directory, name))
+        if threats:
+            written(result, directory / main.folder)
+            others = [Member.of(threat, measured(threat, directory / threat.folder)) for threat in threats[1:]]
+            add_union(union([Member.of(main, result), *others]), directory)
         distributed.leave()
     if distributed.is_main():
         show(reported(directory, snapshot), directory, None)
 
 
+def add_union(together: Union, directory: Path) -> None:
+    """Prints what holds against several threat models and adds it to the record of `directory`, the first one's."""
+    if distributed.is_main():
+        record = json.loads((directory / RECORD).read_text())
+        write_record(record | {"threats": together.record()}, directory / RECORD)
+        for line in together.lines():
+            console.print(line, highlight=False, markup=False)
+
+
 def measurement(
-    data: Dataset, threat: ThreatSettings, device: torch.device, directory: Path, name: str
+    data: Dataset, threat: ThreatSettings | Threat, device: torch.device, directory: Path, name: str
 ) -> Callable[..., Evaluation]:
     """`evaluate` on the test split of `data`, called `name`, for a model and settings to come."""
     return partial(
@@ -97,6 +118,7 @@ def measurement(
         progress=console.print,
         folder=directory,
         surrogate=partial(surrogate, data, name, device),
+        dataset=name,
     )
 
 

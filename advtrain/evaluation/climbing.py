@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from advtrain.attacks import APGD, ascent
 from advtrain.attacks.norms import L1
+from advtrain.evaluation.autoattack.plan import AttackPlan, attacks_for
 from advtrain.losses.functional import margin_per_image
 from advtrain.losses.objectives import CrossEntropy, Margin, ModelObjective
 from advtrain.types import Images, Labels, Logits, Objective, PerImage
 
 MOMENTUM = 0.75  # the weight of the new step against the last movement, as in APGD
+L1_TARGETS = 3  # classes that APGD-T aims at
+PIXELS = 5  # that a first step in L1 moves, per unit of radius; the last moves a tenth of these
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,30 @@ class Climb:
         steps: of a search on cross-entropy or margin.
         targets: classes that are aimed at in turn, those of the largest clean logits.
         target_steps: of a search for one of them.
+        apgd_steps: of AutoAttack's APGD-T in L1, on three targets, which comes last; 0 where it does not run.
     """
 
     steps: int
     targets: int
     target_steps: int
+    apgd_steps: int = 0
 
     def record(self, norm: str) -> dict[str, Any]:
         """What runs, for evaluation.json."""
-        objectives = ["margin, from the radius before", "ce", "margin", "margin of a target class"]
-        return {"attack": "sparse ascent" if norm == "l1" else "apgd", "objectives": objectives, **asdict(self)}
+        searches = ["margin, from the radius before", "ce", "margin"]
+        searches += ["margin of a target class"] if self.targets else []
+        searches += ["apgd-t"] if self.apgd_steps else []
+        return {"attack": "sparse ascent" if norm == "l1" else "apgd", "searches": searches, **asdict(self)}
 
 
-CLIMB = {"linf": Climb(20, 3, 10), "l2": Climb(20, 3, 10), "l1": Climb(40, 3, 30)}
+CLIMB = {"linf": Climb(20, 3, 10), "l2": Climb(20, 3, 10), "l1": Climb(30, 0, 0, 60)}
+
+
+def l1_plan(eps: float, num_classes: int) -> AttackPlan:
+    """APGD for L1 as AutoAttack has it, of fewer steps; on cross-entropy where there are too few classes to aim at."""
+    (name,) = attacks_for(["apgd-t"], num_classes) or ["apgd-ce"]
+    targets = min(L1_TARGETS, num_classes - 1) if name == "apgd-t" else 0
+    return AttackPlan(name, "l1", eps, iterations=CLIMB["l1"].apgd_steps, target_classes=targets, large_eps=True)
 
 
 def climbed(
@@ -82,14 +96,12 @@ def climbed(
     return APGD(norm=norm, eps=eps, steps=steps)(loss, x, start=start)
 
 
-def sparse_ascent(
-    loss: Objective, x: Images, start: Images, *, eps: float, steps: int, first_share: float = 0.04
-) -> Images:
+def sparse_ascent(loss: Objective, x: Images, start: Images, *, eps: float, steps: int) -> Images:
     """Ascent in the L1 ball, along the signs of the largest slopes; returns the best point.
 
-    The steps of SLIDE (Tramèr & Boneh, arXiv:1904.13000) with the projection onto the intersection of ball and [0, 1],
-    the long first steps and the shrinking number of pixels of APGD for L1 (Croce & Hein, arXiv:2103.01208). `PGD` of
-    `advtrain.attacks`, which fills up one pixel after the other, breaks fewer images in the same number of steps.
+    The steps of SLIDE (Tramèr & Boneh, arXiv:1904.13000) with what makes APGD strong in L1 (Croce & Hein,
+    arXiv:2103.01208): the projection onto the intersection of ball and [0, 1], long first steps that shrink, and fewer
+    and fewer pixels.
 
     Args:
         loss: what is maximised.
@@ -97,7 +109,6 @@ def sparse_ascent(
         start: where the search begins; brought into the ball first.
         eps: radius.
         steps: gradients taken. Over them a step shrinks from ε to ε/20.
-        first_share: of the pixels that the first step moves; the last moves a tenth of these.
     """
     geometry = L1()
     current = previous = geometry.inside(x, start, eps)
@@ -106,7 +117,8 @@ def sparse_ascent(
         value, gradient = ascent.value_and_gradient(loss, current)
         better = value > best_value
         best, best_value = ascent.per_image(better, current, best), value.where(better, best_value)
-        moved = max(1, int(first_share * 0.1 ** (k / steps) * x[0].numel()))
+        # Of pixels moved all the way the ball holds about as many as its radius says.
+        moved = min(max(1, round(PIXELS * eps * 0.1 ** (k / steps))), x[0].numel())
         step = _equal_share(current, gradient, moved) * (eps * 0.05 ** (k / steps))
         following = geometry.inside(x, current + step, eps)
         momentum = MOMENTUM * (following - current) + (1 - MOMENTUM) * (current - previous)

@@ -110,8 +110,8 @@ class Corrupted:
         count of independent trials.
         """
         return {
-            "source": self.source,
-            "accuracy": self.accuracy,
+            "label": self.source,
+            "mean": self.accuracy,
             "relative_to_clean": self.relative,
             "clean": None if self.clean is None else {"accuracy": self.clean / self.n_examples, "correct": self.clean},
             "n_examples": self.n_examples,

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from advtrain import checks
 from advtrain.attacks.norms import NORMS, norm_named
-from advtrain.evaluation.climbing import CLIMB, climbed, margins
+from advtrain.evaluation.autoattack.exact import perturb
+from advtrain.evaluation.climbing import CLIMB, climbed, l1_plan, margins
 from advtrain.evaluation.modes import eager, exact_float32, frozen
 from advtrain.evaluation.settings import CurveSettings
 from advtrain.evaluation.statistics import wilson_interval
-from advtrain.evaluation.verify import robust_images
+from advtrain.evaluation.verify import judge
 from advtrain.random import seeded_generator
 from advtrain.types import Images, Labels
 
@@ -193,6 +194,7 @@ class Sweep:
         self._margins = margins(logits, self._y)
         self._order = logits.scatter(1, self._y[:, None], -torch.inf).argsort(1, descending=True)
         self._robust = logits.argmax(1) == self._y
+        self._seed = seed
         generator = seeded_generator(seed, "curve", batch, device=self._x.device)
         # One direction per image and kind of start, in the ball of radius 1. Drawn for the whole batch, so that the
         # starts at a radius do not depend on which images smaller radii broke.
@@ -217,7 +219,9 @@ class Sweep:
             self._try(key, climb.steps, self._start(key))
         for place in range(min(climb.targets, self._order.shape[1] - 1)):
             self._try("target", climb.target_steps, self._start("target"), self._order[:, place])
-        verdict, _ = robust_images(
+        if climb.apgd_steps:
+            self._try_l1()
+        verdict = judge(
             self.model,
             self._x.cpu(),
             self.images,
@@ -228,7 +232,7 @@ class Sweep:
             batch_size=len(self._x),
             device=self.device,
         )
-        self._robust &= verdict.to(self._robust.device)
+        self._robust &= verdict.robust.to(self._robust.device)
         return self.robust
 
     def _start(self, key: str) -> Images:
@@ -236,15 +240,25 @@ class Sweep:
 
     @torch.no_grad()
     def _try(self, objective: str, steps: int, start: Images, targets: Tensor | None = None) -> None:
-        """One attack on the images that are left; keeps what it improved."""
+        """A search on the images that are left."""
         left = self._robust.nonzero().flatten()
-        if not len(left):
-            return
-        x, y = self._x[left], self._y[left]
-        aims = None if targets is None else targets[left]
-        found = climbed(self.model, objective, x, y, start[left], aims, norm=self.norm, eps=self.eps, steps=steps)
+        if len(left):
+            aims = None if targets is None else targets[left]
+            x, y = self._x[left], self._y[left]
+            found = climbed(self.model, objective, x, y, start[left], aims, norm=self.norm, eps=self.eps, steps=steps)
+            self._keep(left, found)
+
+    @torch.no_grad()
+    def _try_l1(self) -> None:
+        left = self._robust.nonzero().flatten()
+        if len(left):
+            plan = l1_plan(self.eps, self._order.shape[1])
+            self._keep(left, perturb(self.model, self._x[left], self._y[left], plan, self._seed).images)
+
+    def _keep(self, left: Tensor, found: Images) -> None:
+        """Keeps what an attack on the images `left` improved."""
         logits = self.model(found)
-        value, broken = margins(logits, y), logits.argmax(1) != y
+        value, broken = margins(logits, self._y[left]), logits.argmax(1) != self._y[left]
         better = (value > self._margins[left]) | broken
         self._images[left[better]] = found[better]
         self._margins[left[better]] = value[better]

@@ -30,6 +30,7 @@ def evaluate(
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
     surrogate: Callable[[], nn.Module | None] = lambda: None,
+    dataset: str = "",
 ) -> Evaluation:
     """Measures `model` on `split`: clean accuracy, then the attacks and checks that `settings` enable.
 
@@ -49,6 +50,7 @@ def evaluate(
             record, `folder / UNFINISHED / name` of that record, which goes when the record is saved.
         surrogate: makes an ordinary model for the same classes, on which the masking checks make images that shall
             transfer; asked for when they run.
+        dataset: what the images are of, as leaderboards write it, e.g. "cifar10": for its corrupted test set.
 
     Raises:
         SettingError: a setting does not fit the model.
@@ -57,7 +59,9 @@ def evaluate(
     checks.choice("threat.norm", norm, tuple(NORM_WORDS))
     radius = checks.radius("threat.eps", eps, norm)
     unfinished = None if folder is None else folder / UNFINISHED
-    run = Measurements(eager(model), split, norm, radius, settings, device, progress or _silent, unfinished, surrogate)
+    run = Measurements(
+        eager(model), split, norm, radius, settings, device, progress or _silent, unfinished, surrogate, dataset
+    )
     with frozen(model), exact_float32():
         measured = {"clean": run.clean()}
         for name in ATTACKS:

@@ -63,6 +63,7 @@ class Measurements:
         report: takes lines of progress.
         unfinished: folder for what is worth keeping of a measurement that is not over; none: nothing is kept.
         surrogate: makes an ordinary model for the same classes; see `evaluation.masking`.
+        dataset: what the images are of, as leaderboards write it; "" where nobody says.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Measurements:
     report: Callable[[str], None]
     unfinished: Path | None = None
     surrogate: Callable[[], nn.Module | None] = lambda: None
+    dataset: str = ""
 
     def clean(self) -> Measured:
         started = time.monotonic()

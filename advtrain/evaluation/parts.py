@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from advtrain.evaluation.corruptions import corruption_result
+from advtrain.evaluation.curve import curve_result
 from advtrain.evaluation.masking import AutoAttackEvidence, masking_report
 from advtrain.evaluation.measurements import Measured, Measurements
 from advtrain.types import Images, Labels
@@ -50,5 +52,27 @@ def _attacked_images(
     return images[rows].contiguous(), one.evidence.labels[rows], evidence
 
 
+def curve(run: Measurements, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Robust accuracy over radii; see `advtrain.evaluation.curve`."""
+    settings = run.settings.curve
+    _, x, y = run.images(settings.n_examples)
+    result = curve_result(
+        run.model, x, y, norm=run.norm, eps=run.eps, settings=settings, device=run.device, report=run.report
+    )
+    run.report("\n".join(result.lines()))
+    return result.record()
+
+
+def corruptions(run: Measurements, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Accuracy under common corruptions; see `advtrain.evaluation.corruptions`."""
+    settings = run.settings.corruptions
+    _, x, y = run.images(settings.n_examples)
+    result = corruption_result(
+        run.model, x, y, dataset_name=run.dataset, settings=settings, device=run.device, report=run.report
+    )
+    run.report("\n".join(result.lines()))
+    return result.record()
+
+
 # In the order they are made; each runs where the settings of its name are enabled.
-PARTS: dict[str, Part] = {"masking": masking}
+PARTS: dict[str, Part] = {"masking": masking, "curve": curve, "corruptions": corruptions}

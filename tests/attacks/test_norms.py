@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor
 
+from advtrain.attacks import norms
 from advtrain.attacks.norms import L1, NORMS, norm_named
 
 
@@ -117,3 +118,10 @@ def test_inside_is_inside(norm: str, eps: float, spread: float, seed: int, doubl
     assert (norm_named(norm).length(z - x) <= eps + tolerance * max(1, eps)).all()
     again = norm_named(norm).inside(x, z, eps)
     assert (again - z).abs().max() <= tolerance * max(1, eps)  # what is inside stays
+
+
+def test_a_draw_of_exactly_minus_one_is_no_infinite_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.rand gives 0 once in 2^24 draws, which the L1 ball's exponential lengths take to infinity."""
+    monkeypatch.setattr(norms, "uniform_like", lambda x, low, high, source: torch.full_like(x, low))
+    draw = L1().uniform(torch.zeros(2, 1, 2, 2), 1.0, None)
+    assert draw.isfinite().all() and (L1().length(draw) <= 1 + 1e-6).all()
