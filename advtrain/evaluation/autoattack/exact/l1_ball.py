@@ -52,18 +52,27 @@ def _corners(outside: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     kind of the corner. The order among equal corners differs from upstream's; the gaps between them are zero.
     """
     both = torch.cat((outside, size), 1)
-    n_outside = outside.shape[1]
-    if both.device.type != "cpu":
-        corners, order = both.sort(1)
-        return corners, (2 * (order < n_outside).float() - 1).cumsum(1)
+    by = _sorted_by_numpy if both.device.type == "cpu" else _sorted_by_torch
+    corners, kinds = by(both, outside.shape[1])
+    return corners, kinds.cumsum(1, dtype=torch.float32)
+
+
+def _sorted_by_torch(both: Tensor, n_outside: int) -> tuple[Tensor, Tensor]:
+    """Each row in ascending order, and 1 for those of its first `n_outside` numbers, -1 for the others."""
+    corners, order = both.sort(1)
+    return corners, 2 * (order < n_outside).int() - 1
+
+
+def _sorted_by_numpy(both: Tensor, n_outside: int) -> tuple[Tensor, Tensor]:
+    """The same, in place, for numbers that are not negative."""
     keys = both.view(torch.int32)
     keys <<= 1
     keys[:, n_outside:] |= 1
     keys.numpy().view(np.uint32).sort(axis=1)
-    slopes = (1 - 2 * (keys & 1)).cumsum(1, dtype=torch.float32)
+    kinds = 1 - 2 * (keys & 1)
     keys >>= 1
-    keys &= 0x7FFFFFFF  # the shift above has copied the highest bit
-    return keys.view(torch.float32), slopes
+    keys &= 0x7FFFFFFF  # the shift to the right has copied the highest bit
+    return keys.view(torch.float32), kinds
 
 
 def _bisect(moved: Tensor, spare: Tensor) -> Tensor:
@@ -71,7 +80,7 @@ def _bisect(moved: Tensor, spare: Tensor) -> Tensor:
     corners = moved.shape[1]
     low = torch.zeros(len(moved), 1, dtype=torch.int64, device=moved.device)
     high = low + corners - 1
-    for _ in range(int(torch.tensor(corners).float().log2().ceil())):
+    for _ in range((corners - 1).bit_length()):
         middle = (low + high) // 2
         small = moved.gather(1, middle) + spare[:, None] < 0
         low, high = torch.where(small, middle, low), torch.where(small, high, middle)

@@ -9,13 +9,15 @@ TINY = 1e-12  # upstream's guard of divisions
 
 
 class PerImage:
-    """An object whose tensors all have one entry per image along their first axis."""
+    """An object whose tensors, and whose parts' tensors, all have one entry per image along their first axis."""
 
     def select(self, rows: Tensor) -> Self:
         """Keeps the images with these indices; the others leave. Changes the object and returns it."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
+            elif isinstance(value, PerImage):
+                value.select(rows)
         return self
 
 
