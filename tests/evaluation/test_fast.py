@@ -1,0 +1,197 @@
+"""engine=fast: sound verdicts, as close to AutoAttack's as another seed, whatever its cheap passes get wrong."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advtrain.config import build
+from advtrain.data import CIFAR10
+from advtrain.evaluation.autoattack import fast, run
+from advtrain.evaluation.autoattack.exact import Found
+from advtrain.evaluation.autoattack.fast import BUCKET, FastAttack, in_buckets, passes
+from advtrain.evaluation.autoattack.outcome import ROBUST
+from advtrain.evaluation.autoattack.plan import AttackPlan
+from advtrain.evaluation.settings import AutoAttackSettings
+from advtrain.types import SettingError
+from tests.evaluation.conftest import Linear
+from tests.evaluation.shortened import shortened
+
+CPU = torch.device("cpu")
+BUNDLE = Path(__file__).resolve().parents[2] / "checkpoints" / "cifar10_cpu"
+
+
+def attacked(model, x, y, *, norm="linf", eps=8 / 255, **settings):
+    return run.run_autoattack(
+        model.eval().requires_grad_(False),
+        x,
+        y,
+        norm=norm,
+        eps=eps,
+        settings=AutoAttackSettings(**settings),
+        device="cpu",
+        report=lambda line: None,
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def searches_in_bfloat16(request, monkeypatch):
+    """Whatever this machine multiplies in."""
+    monkeypatch.setattr(fast, "multiplies_in_bfloat16", lambda device: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_truth_of_linear_models(problem, searches_in_bfloat16, norm):
+    four = problem(4, norm, n=30)
+    outcome = attacked(four.model, four.split.images, four.split.labels, norm=norm, eps=four.eps, engine="fast")
+    assert torch.equal(outcome.robust, four.robust)
+    again = tuple(f"{name} again in float32" for name in ("apgd-ce", "apgd-t"))
+    assert outcome.attack_names == ("apgd-ce", "apgd-t", "fab-t", "square", *again)
+    assert outcome.settings["search"]["dtype"].startswith("bfloat16 in apgd" if searches_in_bfloat16 else "float32")
+
+
+@functools.cache
+def robust_model():
+    stored = json.loads((BUNDLE / "verification.json").read_text())
+    model = build(stored["trained_as"])
+    model.load_state_dict(torch.load(BUNDLE / stored["weights"], weights_only=True)["state_dict"])
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_verdicts_are_as_close_as_those_of_another_seed(real_data, monkeypatch, searches_in_bfloat16, norm):
+    """On 256 images with short attacks, whose verdicts depend on the seed more than long ones' do."""
+    split = CIFAR10(root=str(real_data)).split("test")
+    x, y = split.fetch(torch.arange(256), "cpu"), split.labels[:256]
+    monkeypatch.setattr(run, "plans", functools.partial(shortened, iterations=6, queries=40))
+    how = {"norm": norm, "eps": {"linf": 8 / 255, "l2": 0.5}[norm], "batch_size": 128}
+    exact = [attacked(robust_model(), x, y, **how, seed=seed) for seed in range(3)]
+    ours = attacked(robust_model(), x, y, **how, engine="fast")
+    with torch.no_grad():
+        broken = robust_model()(ours.x_adv).argmax(1) != y
+    assert torch.equal(broken, ~ours.robust)  # each in float32, by its own image
+    seeds = max(int((a.robust != b.robust).sum()) for a in exact for b in exact)
+    assert min(int((ours.robust != one.robust).sum()) for one in exact) <= max(seeds, 1)
+
+
+class Coarse(Linear):
+    """Logits around 300, where neighbouring bfloat16 numbers lie 2 apart: there all classes tie and the first wins."""
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.weight.T + 300).to(torch.get_autocast_dtype("cpu") if _autocasts() else x.dtype)
+
+
+def _autocasts():
+    return torch.is_autocast_enabled("cpu")
+
+
+def test_what_only_bfloat16_takes_for_broken_is_searched_again_in_float32(monkeypatch):
+    monkeypatch.setattr(fast, "multiplies_in_bfloat16", lambda device: True)
+    model = Coarse(torch.tensor([[0.0], [1.0]]) * torch.ones(2, 12), torch.zeros(2)).eval().requires_grad_(False)
+    x, y = torch.full((3, 3, 2, 2), 0.05), torch.ones(3, dtype=torch.int64)  # margin 0.6, at most 0.12 less in the ball
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (model(x).argmax(1) != y).all()
+    calls = []
+    searched = fast.perturb
+
+    def watched(forward, x, y, plan, seed, execution):
+        found = searched(forward, x, y, plan, seed, execution)
+        calls.append(len(x))
+        # An attack that keeps what bfloat16 says: every image but the first moved and taken for broken.
+        return found if len(calls) > 1 else Found((x + 0.001).where(torch.arange(len(x)).view(-1, 1, 1, 1) > 0, x), y)
+
+    monkeypatch.setattr(fast, "perturb", watched)
+    found = FastAttack(model, CPU)(x, y, AttackPlan("apgd-ce", "linf", 0.01, iterations=3), 0)
+    assert calls == [3, 2]
+    assert torch.equal(found.images, x)  # nothing is broken, so nothing is claimed
+
+
+def test_the_survivors_with_the_lowest_margins_are_attacked_again(problem, monkeypatch):
+    four = problem(4, n=60)
+    jobs = []
+    staged = run._staged
+
+    def watched(job, *arguments):
+        jobs.append(job)
+        return staged(job, *arguments)
+
+    monkeypatch.setattr(run, "_staged", watched)
+    monkeypatch.setattr(run, "AGAIN", 0.05)
+    outcome = attacked(four.model, four.split.images, four.split.labels, eps=four.eps, engine="fast")
+    first, again = jobs
+    assert [plan.name for plan in again.planned] == ["apgd-ce", "apgd-t"] and len(again.x) == 3
+    survivors = outcome.closest[outcome.robust]
+    rows = [int((first.x == image).flatten(1).all(1).nonzero()) for image in again.x]
+    assert set(outcome.closest[rows].tolist()) == set(survivors.sort().values[:3].tolist())
+
+
+def test_what_the_second_search_finds_counts(problem):
+    four = problem(4, n=20)
+    x, y = four.split.images, four.split.labels
+    one = attacked(four.model, x, y, eps=four.eps, version="custom", attacks=["square"])
+    rows = one.robust.nonzero().flatten()
+    harder = attacked(four.model, x[rows], y[rows], eps=3 * four.eps, version="custom", attacks=["apgd-ce"])
+    both = one.extended(rows, harder, " again")
+    assert both.attack_names == ("square", "apgd-ce again")
+    assert torch.equal(both.robust[rows], harder.robust) and not both.robust[~one.robust].any()
+    assert (both.broken_by[rows[~harder.robust]] == 1).all() and (both.broken_by[rows[harder.robust]] == ROBUST).all()
+    assert torch.equal(both.x_adv[rows], harder.x_adv)
+    assert both.after[-1]["attack"] == "apgd-ce again" and both.after[-1]["correct"] == int(both.robust.sum())
+
+
+def test_passes_in_buckets_keep_what_a_replay_overwrites():
+    """A graph's replay writes into the same memory; here a forward pass that does so by hand."""
+    memory = torch.empty(4 * BUCKET, 2)
+    sizes = []
+
+    class Replayed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            sizes.append(len(x))
+            memory[: len(x)] = torch.stack((x.flatten(1).sum(1), x.flatten(1).square().sum(1)), 1)
+            return memory[: len(x)]
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient[:, :1].view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+    forward = in_buckets(Replayed.apply)
+    x = torch.rand(BUCKET + 5, 3, 2, 2)
+    logits = forward(x)
+    kept = logits.clone()
+    forward(torch.rand(BUCKET, 3, 2, 2))
+    assert torch.equal(logits, kept) and torch.allclose(logits[:, 0], x.flatten(1).sum(1))
+    assert sizes == [2 * BUCKET, BUCKET]
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(forward(leaf)[:, 0].sum(), leaf)
+    assert torch.equal(gradient, torch.ones_like(x)) and gradient.is_contiguous()
+
+
+@pytest.mark.slow
+def test_compiled_passes_say_the_same(problem):
+    four = problem(4, n=20)
+    model = nn.Sequential(four.model, nn.ReLU(), nn.Linear(4, 4)).eval().requires_grad_(False)
+    plain, compiled = (
+        passes(model, CPU, torch.float32, channels_last=False, compiled=compiled) for compiled in (False, True)
+    )
+    for n in (3, 20):
+        assert torch.allclose(plain(four.split.images[:n]), compiled(four.split.images[:n]), atol=1e-6)
+
+
+def test_a_model_is_left_as_it_was(problem):
+    four = problem(4, n=20)
+    before = {name: value.clone() for name, value in four.model.state_dict().items()}
+    attacked(four.model, four.split.images, four.split.labels, eps=four.eps, engine="fast")
+    assert all(torch.equal(value, before[name]) for name, value in four.model.state_dict().items())
+    assert all(value.is_contiguous() and value.dtype == torch.float32 for value in four.model.state_dict().values())
+
+
+def test_compile_is_a_choice_of_the_fast_engine():
+    with pytest.raises(SettingError, match=r"eval.autoattack.compile: expected null with engine=exact, got True"):
+        AutoAttackSettings(compile=True)
+    assert AutoAttackSettings(engine="fast", compile=True).compile
