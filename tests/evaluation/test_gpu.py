@@ -1,4 +1,4 @@
-"""The engines on a GPU: upstream's verdicts by engine=exact, sound ones by engine=fast, no waiting inside of a block."""
+"""The engines on a GPU: upstream's verdicts by engine=exact, sound ones by engine=fast, no waiting inside a block."""
 
 import functools
 
@@ -21,7 +21,7 @@ EPS = 8 / 255
 def subject():
     """A small network and images that it classifies as labelled."""
     torch.manual_seed(0)
-    model = SmallCNN(num_classes=10, in_channels=3).eval().requires_grad_(False).cuda()
+    model = SmallCNN(num_classes=10, in_channels=3, image_size=32).eval().requires_grad_(False).cuda()
     x = torch.rand(96, 3, 32, 32)
     with torch.no_grad():
         return model, x, model(x.cuda()).argmax(1).cpu()
