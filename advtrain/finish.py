@@ -19,7 +19,7 @@ from advtrain.engine.validation import selection_attack
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.evaluation.masking import standard_surrogate, train_surrogate
 from advtrain.evaluation.records import RECORD, Evaluation, write_record
-from advtrain.evaluation.threats import Member, Threat, Union, parse_threats, union
+from advtrain.evaluation.threats import Member, Threat, Union, parse_threats, settings_for_others, union
 from advtrain.publish import data_name
 from advtrain.report import Measured, Snapshot, load, position, write_report
 from advtrain.sources import averaged_model, described, find
@@ -73,7 +73,7 @@ def evaluation_run(config: dict[str, Any]) -> None:
     directory = Path(config["out"] or Path("runs") / f"eval-{source.name}-{'threats' if threats else own.folder}")
     run = second.run_named(str(config["source"]), trusted=config["trust"], device=device)
 
-    def measured(threat: Threat, folder: Path) -> Evaluation:
+    def measured(threat: Threat, folder: Path, settings: EvaluationSettings) -> Evaluation:
         result = measurement(data, threat, device, folder, name)(source.model, settings=settings)
         written(result, folder)
         return result
@@ -84,13 +84,15 @@ def evaluation_run(config: dict[str, Any]) -> None:
 
     with distributed.process_group(device):
         main = threats[0] if threats else own
-        result = measured(main, directory)
+        result = measured(main, directory, settings)
         if run is not None:
             second.complete(directory / RECORD, run, settings, measurement(data, main, device, directory, name))
         if threats:
             written(result, directory / main.folder)
-            others = [Member.of(threat, measured(threat, directory / threat.folder)) for threat in threats[1:]]
-            add_union(union([Member.of(main, result), *others]), directory)
+            members, fewer = [Member.of(main, result)], settings_for_others(settings)
+            for threat in threats[1:]:
+                members.append(Member.of(threat, measured(threat, directory / threat.folder, fewer)))
+            add_union(union(members), directory)
         distributed.leave()
     if distributed.is_main():
         show(reported(directory, snapshot), directory, None)

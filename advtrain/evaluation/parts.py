@@ -4,6 +4,7 @@ The main process makes them alone, so they call nothing that all processes take 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def _attacked_images(
 def curve(run: Measurements, measured: Mapping[str, Measured]) -> dict[str, Any]:
     """Robust accuracy over radii; see `advtrain.evaluation.curve`."""
     settings = run.settings.curve
-    _, x, y = run.images(settings.n_examples)
+    _, x, y = run.images(_at_most(settings.n_examples, run))
     result = curve_result(
         run.model, x, y, norm=run.norm, eps=run.eps, settings=settings, device=run.device, report=run.report
     )
@@ -65,13 +66,20 @@ def curve(run: Measurements, measured: Mapping[str, Measured]) -> dict[str, Any]
 
 def corruptions(run: Measurements, measured: Mapping[str, Measured]) -> dict[str, Any]:
     """Accuracy under common corruptions; see `advtrain.evaluation.corruptions`."""
-    settings = run.settings.corruptions
-    _, x, y = run.images(settings.n_examples)
+    n_examples = _at_most(run.settings.corruptions.n_examples, run)
+    settings = replace(run.settings.corruptions, n_examples=n_examples)
+    _, x, y = run.images(n_examples)
     result = corruption_result(
         run.model, x, y, dataset_name=run.dataset, settings=settings, device=run.device, report=run.report
     )
     run.report("\n".join(result.lines()))
     return result.record()
+
+
+def _at_most(n_examples: int | None, run: Measurements) -> int | None:
+    """The smaller of a part's number of images and the evaluation's; None where neither is limited."""
+    limits = [n for n in (n_examples, run.settings.n_examples) if n is not None]
+    return min(limits, default=None)
 
 
 # In the order they are made; each runs where the settings of its name are enabled.

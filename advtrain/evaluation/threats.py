@@ -5,7 +5,7 @@ it (Tramèr & Boneh, "Adversarial Training and Robustness for Multiple Perturbat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from advtrain import checks
 from advtrain.attacks.norms import NORMS
 from advtrain.evaluation.records import Evaluation
+from advtrain.evaluation.settings import EvaluationSettings
 from advtrain.evaluation.statistics import wilson_interval
 from advtrain.types import SettingError
 
@@ -163,6 +164,14 @@ class Union:
         lines = ["threat models, on the same images"]
         lines += [_line(f"{member.threat}, {member.attack}", member.correct, n) for member in self.members]
         return [*lines, _line("against all of them", self.correct, n)]
+
+
+def settings_for_others(settings: EvaluationSettings) -> EvaluationSettings:
+    """What is measured for the threat models after the first: corruptions know no radius, and radii of one norm mean
+    nothing in another, so the curve takes multiples of the threat's own."""
+    return replace(
+        settings, corruptions=replace(settings.corruptions, enabled=False), curve=replace(settings.curve, eps=[])
+    )
 
 
 def union(members: Sequence[Member]) -> Union:
