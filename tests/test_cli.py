@@ -128,7 +128,7 @@ def test_wrong_words_get_one_line_before_any_model_is_built(advtrain: Run, tmp_p
         (("eval",), "model: expected a run directory"),
         (("eval", "model=x", "eval.pgd.stepss=3"), "eval.pgd.stepss"),
         (("export",), "expected run=FOLDER or verify=BUNDLE"),
-        (("export", "run=nowhere"), "expected a run directory with a config.yaml"),
+        (("export", "run=nowhere"), "expected a folder with evaluation.json"),
     ),
 )
 def test_the_other_commands_refuse_too(advtrain: Run, words: tuple[str, ...], expected: str) -> None:
