@@ -9,7 +9,7 @@ from torch import nn
 from advtrain.evaluation.autoattack import upstream
 from advtrain.evaluation.autoattack.exact.apgd import perturb, phases
 from advtrain.evaluation.autoattack.exact.execution import Execution
-from advtrain.evaluation.autoattack.exact.paces import checkpoints
+from advtrain.evaluation.autoattack.exact.paces import Halving, checkpoints
 from advtrain.evaluation.autoattack.plan import AttackPlan
 from advtrain.types import SettingError
 from tests.evaluation.exact.toys import EPS, Counts, Toy, robust_model, same_bits, threads, toy
@@ -176,6 +176,24 @@ def test_checkpoints_of_100_iterations() -> None:
     ends = [22, 41, 57, 70, 80, 87, 93, 99]
     assert [check + 1 for check in checkpoints(100)] == ends
     assert [*checkpoints(100).values()] == [22, 19, 16, 13, 10, 7, 6, 6]
+
+
+def test_steps_are_halved_where_progress_is_slow() -> None:
+    """100 iterations, the first window has 22. Losses of the three images: they rise all the time; in 16 of 22
+    iterations, which is less than 0.75 · 22; all the time, but from so low that the best one stays the start's, which
+    counts against a step only where it was as long at the checkpoint before (arXiv:2003.01690, section 3.2)."""
+    pace = Halving(0.1, 100, torch.tensor([0.0, 0.0, 1000.0]))
+    best, halved = torch.tensor([0.0, 0.0, 1000.0]), []
+    for iteration in range(41):
+        up = float(iteration + 1)
+        losses = torch.tensor([up, up if iteration % 22 < 16 else -up, up])
+        best = torch.maximum(best, losses)
+        pace.observe(losses)
+        if (back := pace.review(iteration, best, torch.zeros(3, 1, 1, 1))) is not None:
+            halved.append((iteration, back.tolist(), [round(step, 6) for step in pace.step.flatten().tolist()]))
+    assert halved[0] == (21, [False, True, False], [0.2, 0.1, 0.2])
+    assert halved[1][0] == 40
+    assert halved[1][1][::2] == [False, True]
 
 
 def test_phases_of_100_iterations() -> None:

@@ -1,7 +1,8 @@
 """Keeps freed memory in the process while an attack runs on a CPU.
 
 glibc gives the memory of large tensors back to the system as soon as they are freed, and the next layer gets it again
-page by page, each one a fault and cleared. In thousands of passes of the same size that can be a third of the time.
+page by page, each one a fault and cleared. It adapts to the sizes it sees, but to none above 32 MB. In thousands of
+passes of the same size that can be a third of the time.
 """
 
 import ctypes
