@@ -7,11 +7,11 @@ bit for bit. apgd.py, fab.py and square.py each have a function `perturb` with t
 """
 
 from advtrain.evaluation.autoattack.exact import apgd, fab, square
-from advtrain.evaluation.autoattack.exact.execution import Execution, Forward, Found
+from advtrain.evaluation.autoattack.exact.execution import UPSTREAM, Execution, Forward, Found
+from advtrain.evaluation.autoattack.exact.memory import kept_memory
 from advtrain.evaluation.autoattack.plan import AttackPlan
 from advtrain.types import Images, Labels
 
-AS_UPSTREAM = Execution()
 _ATTACKS = {
     "apgd-ce": apgd.perturb,
     "apgd-dlr": apgd.perturb,
@@ -21,11 +21,12 @@ _ATTACKS = {
     "square": square.perturb,
 }
 
-__all__ = ["AS_UPSTREAM", "Execution", "Forward", "Found", "perturb"]
+__all__ = ["UPSTREAM", "Execution", "Forward", "Found", "perturb"]
 
 
+@kept_memory()
 def perturb(
-    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = AS_UPSTREAM
+    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = UPSTREAM
 ) -> Found:
     """The plan's attack on one batch.
 

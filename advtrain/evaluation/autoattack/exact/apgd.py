@@ -18,7 +18,6 @@ from advtrain.evaluation.autoattack.exact.draws import Draws
 from advtrain.evaluation.autoattack.exact.execution import UPSTREAM, Execution, Forward, Found
 from advtrain.evaluation.autoattack.exact.geometry import GEOMETRIES
 from advtrain.evaluation.autoattack.exact.l1_ball import l1_correction
-from advtrain.evaluation.autoattack.exact.memory import kept_memory
 from advtrain.evaluation.autoattack.exact.objectives import Aim, Objective, cross_entropy, dlr, targeted_dlr
 from advtrain.evaluation.autoattack.exact.per_image import wide
 from advtrain.evaluation.autoattack.plan import CLASSES_NEEDED, AttackPlan
@@ -35,7 +34,6 @@ class Phase(NamedTuple):
     iterations: int
 
 
-@kept_memory()
 def perturb(
     forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = UPSTREAM
 ) -> Found:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from advtrain.evaluation.autoattack.exact.execution import Execution, Forward, Found
+from advtrain.evaluation.autoattack.exact.execution import UPSTREAM, Execution, Forward, Found
 from advtrain.evaluation.autoattack.exact.fab_steps import (
     LENGTHS,
     UNFOUND,
@@ -29,7 +29,7 @@ from advtrain.types import Images, Labels
 
 
 def perturb(
-    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = Execution()
+    forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = UPSTREAM
 ) -> Found:
     """FAB on one batch: `fab` searches for any other class, `fab-t` for one target class after the other.
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from advtrain.evaluation.autoattack.exact.draws import Draws
 from advtrain.evaluation.autoattack.exact.execution import UPSTREAM, Execution, Forward, Found
-from advtrain.evaluation.autoattack.exact.memory import kept_memory
 from advtrain.evaluation.autoattack.exact.objectives import margin
 from advtrain.evaluation.autoattack.exact.per_image import wide
 from advtrain.evaluation.autoattack.exact.squares import MOVES, Moves
@@ -18,7 +17,6 @@ from advtrain.evaluation.autoattack.plan import AttackPlan
 from advtrain.types import Images, Labels, SettingError
 
 
-@kept_memory()
 def perturb(
     forward: Forward, x: Images, y: Labels, plan: AttackPlan, seed: int, execution: Execution = UPSTREAM
 ) -> Found:
