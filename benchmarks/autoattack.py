@@ -140,8 +140,8 @@ def counters(ways: dict[str, Perturb], x: Tensor, y: Tensor, convolutions: int) 
     """Per iteration of each attack: passes (in whole networks), host synchronisations, operations."""
     found: dict[str, Any] = {}
     for name, plan in SHORT.items():
-        for engine, perturb in ways.items():
-            low, high = (_count(perturb, x, y, plan, factor) for factor in (1, 2))
+        for engine, way in ways.items():
+            low, high = (_count(way, x, y, plan, factor) for factor in (1, 2))
             steps = plan.iterations * max(plan.target_classes, 1)
             per_step = {key: (high[key] - low[key]) / steps for key in high}
             for key in ("forward", "input_gradient", "weight_gradient"):
