@@ -7,8 +7,8 @@ One process, one thread, process time, which other processes on the machine dist
 passes and host synchronisations per iteration of each attack, then lets the engines take turns in random order on the
 same batch, with fewer iterations than AutoAttack's; what is reported are medians over the rounds and ratios to upstream
 within a round. An engine's share of a whole evaluation follows from them and AutoAttack's own numbers of iterations.
-The second form runs AutoAttack as it is, once per engine, and compares the verdicts image by image. With --device cuda
-the clock is the wall's, read when the device is idle.
+The second form runs AutoAttack as it is, each engine in a process of its own, and compares the verdicts image by
+image. With --device cuda the clock is the wall's, read when the device is idle.
 
 `upstream` is PyPI's pyautoattack as its users call it, on a model whose parameters take gradients; `upstream_frozen` is
 the same on one whose parameters do not.
@@ -19,10 +19,13 @@ import json
 import random
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from advtrain.evaluation.autoattack import AttackPlan, run_autoattack, upstream
 from advtrain.evaluation.autoattack.engines import batch_attack
 from advtrain.evaluation.autoattack.exact import Execution, perturb
 from advtrain.evaluation.autoattack.fast import GPU_BLOCK
+from advtrain.evaluation.autoattack.outcome import ROBUST
 from advtrain.evaluation.records import hardware, versions, write_record
 from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.sources import find
@@ -203,34 +207,51 @@ def _ratio(values: list[float]) -> dict[str, Any]:
     return {"to_upstream": round(statistics.median(values), 3), "range": [low, high]}
 
 
-def full(model: nn.Module, x: Tensor, y: Tensor, engines: list[str], clock: Clock) -> dict[str, Any]:
-    """AutoAttack as it is, once per engine: seconds of work, verdicts, and how they differ from the first engine's."""
-    outcomes, result = {}, {}
-    for engine in engines:
-        settings = AutoAttackSettings(engine=engine.removesuffix("_frozen"))
-        wall, started = time.perf_counter(), clock.now()
+def alone(model: nn.Module, x: Tensor, y: Tensor, engine: str, clock: Clock, out: Path) -> None:
+    """AutoAttack as it is by one engine: seconds of work and verdicts, into a file."""
+    settings = AutoAttackSettings(engine=engine.removesuffix("_frozen"))
+    how: Any = {"norm": "linf", "eps": EPS, "settings": settings, "device": clock.device, "report": print}
+    wall, started = time.perf_counter(), clock.now()
+    with nullcontext() if engine != "upstream" else taking_gradients(model):
+        outcome = run_autoattack(model, x, y, **how)
+    figures: dict[str, Any] = {
+        "git_commit": git_commit(),
+        "work_seconds": round(clock.now() - started, 1),
+        "seconds": round(time.perf_counter() - wall, 1),
+        "robust": int(outcome.robust.sum()),
+        "n_examples": len(x),
+        "settings": outcome.settings,
+        "after": outcome.after,
+        "flags": outcome.flags,
+    }
+    torch.save({"figures": figures, "broken_by": outcome.broken_by, "x_adv": outcome.x_adv}, out)
 
-        def run(settings: AutoAttackSettings = settings) -> Any:
-            return run_autoattack(
-                model, x, y, norm="linf", eps=EPS, settings=settings, device=clock.device, report=print
-            )
 
-        outcomes[engine] = run() if engine != "upstream" else _with_gradients(model, run)
-        outcome, first = outcomes[engine], outcomes[engines[0]]
-        differing = (outcome.robust != first.robust).nonzero().flatten().tolist()
-        result[engine] = {
-            "work_seconds": round(clock.now() - started, 1),
-            "seconds": round(time.perf_counter() - wall, 1),
-            "robust": int(outcome.robust.sum()),
-            "n_examples": len(x),
-            "after": outcome.after,
-            "verdicts_unlike_" + engines[0]: differing,
-            "images_unlike_" + engines[0]: int((outcome.x_adv != first.x_adv).flatten(1).any(1).sum()),
+def full(arguments: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
+    """Each engine in a process of its own, because what one leaves behind in the allocator would help the next."""
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.jobs) as pool:
+        files = {engine: Path(arguments.keep or temporary) / f"{engine}.pt" for engine in engines}
+
+        def work(engine: str) -> None:
+            if files[engine].is_file():
+                return
+            words = [arguments.bundle, arguments.data, str(files[engine]), "--full", str(arguments.full)]
+            words += ["--device", arguments.device, "--one", engine]
+            subprocess.run([sys.executable, __file__, *words], check=True)
+
+        list(pool.map(work, engines))
+        found = {engine: torch.load(file, weights_only=True) for engine, file in files.items()}
+    first, base = found[engines[0]], engines[0]
+    result = {}
+    for engine, one in found.items():
+        verdicts = (one["broken_by"] != first["broken_by"]).nonzero().flatten().tolist()
+        robust = ((one["broken_by"] == ROBUST) != (first["broken_by"] == ROBUST)).nonzero().flatten().tolist()
+        result[engine] = one["figures"] | {
+            f"work_to_{base}": round(one["figures"]["work_seconds"] / first["figures"]["work_seconds"], 3),
+            f"robust_unlike_{base}": robust,
+            f"robust_or_attack_unlike_{base}": verdicts,
+            f"adversarial_images_unlike_{base}": int((one["x_adv"] != first["x_adv"]).flatten(1).any(1).sum()),
         }
-        print(engine, result[engine], flush=True)
-    base = result[engines[0]]["work_seconds"]
-    for engine in engines:
-        result[engine]["work_to_" + engines[0]] = round(result[engine]["work_seconds"] / base, 3)
     return result
 
 
@@ -242,8 +263,11 @@ def main() -> None:
     parser.add_argument("--full", type=int, default=0, metavar="N", help="run AutoAttack on the first N test images")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=128, help="images of a batch, of the counting and timing form")
+    parser.add_argument("--batch", type=int, default=250, help="images of a batch, of the counting and timing form")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, of the form with --full")
+    parser.add_argument("--keep", help="folder for what each engine found; what is there is not run again")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # how --full calls itself
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
@@ -263,10 +287,12 @@ def main() -> None:
         "hardware": hardware(device),
         "versions": versions(),
     }
-    if arguments.full:
+    if arguments.one:
         indices = torch.arange(arguments.full)
-        x, y = split.fetch(indices, "cpu"), split.labels[indices]
-        record["full"] = full(model, x, y, engines, clock)
+        alone(model, split.fetch(indices, "cpu"), split.labels[indices], arguments.one, clock, arguments.out)
+        return
+    if arguments.full:
+        record["full"] = full(arguments, engines)
     else:
         x, y = _robust_batch(model, split, arguments.batch, device)
         ways = {name: way for name, way in perturbers(model, device).items() if name in engines}
