@@ -12,10 +12,11 @@ from advtrain.config import build
 from advtrain.data import CIFAR10
 from advtrain.evaluation.autoattack import fast, run
 from advtrain.evaluation.autoattack.exact import Found
-from advtrain.evaluation.autoattack.fast import BUCKET, FastAttack, in_buckets, passes
+from advtrain.evaluation.autoattack.fast import BUCKET, FastAttack, folded, in_buckets, passes
 from advtrain.evaluation.autoattack.outcome import ROBUST
 from advtrain.evaluation.autoattack.plan import AttackPlan
 from advtrain.evaluation.settings import AutoAttackSettings
+from advtrain.models import SmallPreActResNet
 from advtrain.types import SettingError
 from tests.evaluation.conftest import Linear
 from tests.evaluation.shortened import shortened
@@ -170,6 +171,32 @@ def test_passes_in_buckets_keep_what_a_replay_overwrites():
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(forward(leaf)[:, 0].sum(), leaf)
     assert torch.equal(gradient, torch.ones_like(x)) and gradient.is_contiguous()
+
+
+def test_folding_computes_the_same_with_fewer_layers(problem):
+    torch.manual_seed(0)
+    model = SmallPreActResNet(num_classes=10, width=4, blocks=1)
+    with torch.no_grad():
+        model(torch.rand(64, 3, 32, 32))  # running statistics of its own
+        model.eval().requires_grad_(False)
+        x = torch.rand(5, 3, 32, 32)
+        copied = folded(model)
+        assert torch.allclose(copied(x), model(x), rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
+    norms = [sum(isinstance(part, nn.BatchNorm2d) for part in one.modules()) for one in (copied, model)]
+    assert norms[0] < norms[1]
+
+
+def test_a_model_that_cannot_be_traced_is_copied(problem):
+    class Branching(Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(x + 1)
+
+    four = problem(4, n=20)
+    model = Branching(four.model.weight.data, four.model.bias.data).eval().requires_grad_(False)
+    copied = folded(model)
+    assert type(copied) is Branching and copied is not model
+    assert torch.equal(copied(four.split.images), model(four.split.images))
 
 
 @pytest.mark.slow
