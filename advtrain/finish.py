@@ -19,7 +19,7 @@ from advtrain.engine.validation import selection_attack
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.evaluation.masking import standard_surrogate, train_surrogate
 from advtrain.evaluation.records import RECORD, Evaluation, write_record
-from advtrain.evaluation.threats import Member, Threat, Union, parse_threats, settings_for_others, union
+from advtrain.evaluation.threats import ALL, Member, Threat, Union, parse_threats, settings_for_others, union
 from advtrain.publish import data_name
 from advtrain.report import Measured, Snapshot, load, position, write_report
 from advtrain.sources import averaged_model, described, find
@@ -60,6 +60,10 @@ def evaluation_run(config: dict[str, Any]) -> None:
         SettingError: something cannot be used.
     """
     settings = typed(EvaluationSettings, config["eval"], "eval")
+    if config["eps"] is not None and config["threats"] not in ([], ALL):
+        raise SettingError(
+            f"eps: expected none beside a list of threats, which have their own radii, got {config['eps']}; remove it"
+        )
     snapshot = load(config["leaderboard"])
     device = evaluation_device(config)
     source = find(config, device)

@@ -9,6 +9,7 @@ from rich.table import Table
 from advtrain import second
 from advtrain.engine.progress import console
 from advtrain.evaluation import title
+from advtrain.evaluation.per_class import class_lines
 from advtrain.evaluation.records import EVIDENCE, RECORD
 from advtrain.evaluation.statistics import wilson_interval
 from advtrain.export import Bundle, Verification
@@ -66,6 +67,9 @@ def _judgements(record: dict[str, Any]) -> Iterator[str]:
         near = record[name].get("near_boundary")
         if near is not None:
             yield f"{'boundary':{WIDTH}}{label}: {near} image{'s' * (near != 1)} within a hair of it"
+    strongest = next(name for name in ("autoattack", "screen", "pgd", "clean") if name in record)
+    for line in class_lines(record[strongest].get("per_class") or {}):
+        yield f"{'classes':{WIDTH}}{line}"
     for name in ("screen", "autoattack"):
         for flag in record.get(name, {}).get("flags") or []:
             yield f"AutoAttack warns: {flag['message']}"
