@@ -130,9 +130,8 @@ def origin(directory: Path, record: dict[str, Any], *, trusted: bool) -> tuple[T
     if word.startswith(ZOO_PREFIX):
         raise SettingError(f"run: expected an evaluation of your own model, got {word}; it is on the leaderboard")
     nearby = directory / str(source.get("model_from_here", "nowhere"))  # both may have moved together
-    path = (
-        directory if (directory / "config.yaml").is_file() else nearby if nearby.exists() else Path(word).expanduser()
-    )
+    path = nearby if nearby.exists() else Path(word).expanduser()
+    path = directory if (directory / "config.yaml").is_file() else path
     if path.is_file() and (path.parent.parent / "config.yaml").is_file():
         path, checkpoint = path.parent.parent, path.stem
     if (path / "config.yaml").is_file():
