@@ -1,6 +1,8 @@
 """How a run ends: its evaluation, what is added about the run, and the report; and the same for `advtrain-eval`."""
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -83,7 +85,8 @@ def evaluation_run(config: dict[str, Any]) -> None:
         return result
 
     def written(result: Evaluation, folder: Path) -> None:
-        facts = {**described(config, folder), "git_commit": directories.git_commit()}
+        facts = {**described(config, folder), "command": shlex.join(["advtrain-eval", *sys.argv[1:]])}
+        facts["git_commit"] = directories.git_commit()
         save(result, folder, name, facts | ({} if run is None else run.facts(settings.checkpoint)), snapshot)
 
     with distributed.process_group(device):

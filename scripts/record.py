@@ -1,6 +1,9 @@
 """Writes results/<name>.json from a finished run: what was run, on what, at which commit, and what came out.
 
-python scripts/record.py runs/cifar10_cpu-seed0 [results/cifar10_cpu.json]
+    python scripts/record.py runs/cifar10_cpu-seed0 [results/cifar10_cpu.json]
+    python scripts/record.py runs/cifar10_cpu_1000 results/cifar10_cpu.json
+
+The second form takes a folder that advtrain-eval wrote about a published model, and renews the evaluation of its record.
 """
 
 import json
@@ -13,6 +16,9 @@ import yaml
 
 from advtrain.engine import checkpoints
 
+MEASURED = ("clean", "pgd", "screen", "autoattack")
+FOUND = ("masking", "second", "collapse", "threats", "curve", "corruptions", "leaderboard")
+
 
 def record(run: Path) -> dict[str, Any]:
     """The facts of a run directory that a reader needs to believe or repeat its numbers."""
@@ -21,14 +27,11 @@ def record(run: Path) -> dict[str, Any]:
     best = checkpoints.load(run / "checkpoints" / "best.pt")["position"]
     last = checkpoints.load(run / "checkpoints" / "last.pt")["position"]
     provenance = config["provenance"]
-    names = [name for name in ("clean", "pgd", "autoattack") if name in evaluation]
-    return {
-        "command": re.sub(r"(data\.root|run_root)=\S+", r"\1=/datasets", provenance["command"]),
+    trained = {
+        "command": portable(provenance["command"]),
         "seed": config["seed"],
-        "git_commit": {"training": provenance["git_commit"], "evaluation": evaluation["source"]["git_commit"]},
-        "hardware": evaluation["hardware"],
-        "versions": provenance["versions"] | evaluation["versions"],
-        "threat": evaluation["threat"],
+        "git_commit": {"training": provenance["git_commit"]},
+        "versions": provenance["versions"],
         "training": {
             "epochs": last["epoch"],
             "seconds": round(last["seconds"], 1),
@@ -41,9 +44,34 @@ def record(run: Path) -> dict[str, Any]:
             "held_out_clean": best["best_clean"],
             "held_out_robust": best["best_robust"],
         },
-        **{name: evaluation[name] for name in names},
-        "seconds": round(last["seconds"] + sum(evaluation[name]["seconds"] for name in names), 1),
     }
+    return renewed(trained, evaluation)
+
+
+def renewed(trained: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """A record, with what an evaluation found in place of what it said of an earlier one."""
+    kept = {key: trained[key] for key in ("command", "seed", "training", "checkpoint")}
+    source = evaluation["source"]
+    if "command" in source:
+        kept["evaluation_command"] = portable(source["command"])
+    measured = {name: evaluation[name] for name in MEASURED if name in evaluation}
+    seconds = trained["training"]["seconds"] + sum(result["seconds"] for result in measured.values())
+    return {
+        **kept,
+        "dataset": evaluation["dataset"],
+        "git_commit": {"training": trained["git_commit"]["training"], "evaluation": source["git_commit"]},
+        "hardware": evaluation["hardware"],
+        "versions": trained["versions"] | evaluation["versions"],
+        "threat": evaluation["threat"],
+        **measured,
+        **{name: evaluation[name] for name in FOUND if name in evaluation},
+        "seconds": round(seconds, 1),
+    }
+
+
+def portable(command: str) -> str:
+    """A command without the folders of one machine."""
+    return re.sub(r"(data\.root|data_root|run_root)=\S+", r"\1=/datasets", command)
 
 
 def main() -> None:
@@ -52,7 +80,11 @@ def main() -> None:
     run = Path(sys.argv[1])
     out = Path(sys.argv[2]) if len(sys.argv) == 3 else Path("results") / f"{run.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record(run), indent=2, ensure_ascii=False) + "\n")
+    if (run / "config.yaml").is_file():
+        content = record(run)
+    else:
+        content = renewed(json.loads(out.read_text()), json.loads((run / "evaluation.json").read_text()))
+    out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     print(out)
 
 
