@@ -3,7 +3,7 @@
     python scripts/record.py runs/cifar10_cpu-seed0 [results/cifar10_cpu.json]
     python scripts/record.py runs/cifar10_cpu_1000 results/cifar10_cpu.json
 
-The second form takes a folder that advtrain-eval wrote about a published model, and renews the evaluation of its record.
+The second form takes a folder that advtrain-eval wrote about a published model, and renews its record's evaluation.
 """
 
 import json
@@ -32,6 +32,7 @@ def record(run: Path) -> dict[str, Any]:
         "seed": config["seed"],
         "git_commit": {"training": provenance["git_commit"]},
         "versions": provenance["versions"],
+        "hardware": provenance.get("hardware"),
         "training": {
             "epochs": last["epoch"],
             "seconds": round(last["seconds"], 1),
@@ -51,7 +52,9 @@ def record(run: Path) -> dict[str, Any]:
 def renewed(trained: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """A record, with what an evaluation found in place of what it said of an earlier one."""
     kept = {key: trained[key] for key in ("command", "seed", "training", "checkpoint")}
-    source = evaluation["source"]
+    source, hardware = evaluation["source"], trained.get("hardware")
+    if hardware is not None and "hardware" not in kept["training"]:
+        kept["training"] = kept["training"] | {"hardware": hardware}
     if "command" in source:
         kept["evaluation_command"] = portable(source["command"])
     measured = {name: evaluation[name] for name in MEASURED if name in evaluation}
