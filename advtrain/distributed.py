@@ -39,8 +39,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _dissolve()
 
 
 def leave() -> None:
@@ -48,7 +47,14 @@ def leave() -> None:
     if dist.is_initialized():
         wait_for_all()
         dist.barrier()
+        _dissolve()
+
+
+def _dissolve() -> None:
+    global _store
+    if dist.is_initialized():
         dist.destroy_process_group()
+    _store = None  # its threads must have ended before the interpreter does, or the process aborts
 
 
 class SharedCounter:
