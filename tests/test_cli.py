@@ -177,11 +177,11 @@ def test_the_whole_way(advtrain: Run, tmp_path: Path) -> None:
     several = {
         name: json.loads((tmp_path / "threats" / name / "evaluation.json").read_text()) for name in (".", "l2-1")
     }
-    threats = several["first"]["threats"]
+    threats = several["."]["threats"]
     assert list(threats) == ["linf-0.2", "l2-1", "union"] and "against all of them" in done.stdout
-    assert threats["union"]["correct"] <= threats["l2-1"]["correct"] == several["l2"]["pgd"]["correct"]
-    assert several["first"]["curve"]["eps"] == [0.1, 0.2] and several["first"]["curve"]["n_examples"] == 30
-    assert len(several["l2"]["curve"]["eps"]) == 7  # radii of Linf mean nothing in L2
+    assert threats["union"]["correct"] <= threats["l2-1"]["correct"] == several["l2-1"]["pgd"]["correct"]
+    assert several["."]["curve"]["eps"] == [0.1, 0.2] and several["."]["curve"]["n_examples"] == 30
+    assert len(several["l2-1"]["curve"]["eps"]) == 7  # radii of Linf mean nothing in L2
 
     done = advtrain(
         "export", "run=runs/short", "out=bundle", "export.authors='Ada Author'", "export.venue='arXiv 2026'"

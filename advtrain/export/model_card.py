@@ -22,11 +22,7 @@ def _results(contents: Contents) -> str:
     ]
     table = "\n".join(["| attack | accuracy | 95 % interval (Wilson) | images |", "|---|---:|---:|---:|", *rows])
     position = contents.record.get("leaderboard") or {}
-    quoted = (
-        f"\nLeaderboard snapshot of {position.get('snapshot', '?')}: {position['text']}.\n"
-        if position.get("text")
-        else ""
-    )
+    quoted = f"\nOn the board of {position['source']}: {position['text']}.\n" if position.get("text") else ""
     return f"""# {contents.model_id}
 
 {contents.architecture.name} for {contents.dataset}, evaluated at {contents.threat} ε = {contents.eps}.

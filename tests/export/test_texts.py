@@ -166,7 +166,10 @@ def test_model_card(board: Any) -> None:
         "screen": {"correct": 2, "n_examples": 6},
     }
     board.record["collapse"] = {"detected": True, "epoch": 9, "reason": "held-out robust accuracy fell by 20 points"}
-    board.record["leaderboard"] = {"text": "would be rank 34 of 90 on CIFAR-10 Linf", "snapshot": "2025-03"}
+    board.record["leaderboard"] = {
+        "text": "would be rank 34 of 90 on CIFAR-10 Linf",
+        "source": "RobustBench 78fcc9e, March 2025",
+    }
     board.recipe = {"loss": {"_target_": "advtrain.losses.IKL", "ce_weight": 4.5}, "seed": 7, "trainer": {"epochs": 16}}
     board.training = {"seconds": 3720.0, "epochs": 16, "pflop": 12.5, "hardware": {"gpu": "H100", "cores": 16}}
     card = (board.export().directory / "README.md").read_text()
@@ -178,7 +181,7 @@ def test_model_card(board: Any) -> None:
         "| zero_gradients | passed | 0 | none is 0 |",
         "checkpoint last, epoch 12: clean 66.67 % of 6, screen 33.33 % of 6",
         "detected at epoch 9; held-out robust accuracy fell by 20 points",
-        "Leaderboard snapshot of 2025-03: would be rank 34 of 90 on CIFAR-10 Linf.",
+        "On the board of RobustBench 78fcc9e, March 2025: would be rank 34 of 90 on CIFAR-10 Linf.",
         "loss: IKL(ce_weight=4.5)",
         "trainer: epochs 16, seed 7",
         "training time: 1 h 02 min for 16 epochs (3,720 s)",
