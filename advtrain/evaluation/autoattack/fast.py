@@ -1,9 +1,8 @@
 """engine=fast: verdicts that are sound and statistically equal to AutoAttack's, from cheaper passes.
 
 - APGD searches in bfloat16, where the device multiplies in it, and in the channels_last layout; FAB and Square, whose
-  steps are decided by differences of logits that bfloat16's eight bits would hide, search in float32. (Tried: with
-  gradients in bfloat16 FAB's distances on checkpoints/cifar10_cpu grew by 4 % in the median, and it broke 39 of 100
-  images within ε where it breaks 41.)
+  steps are decided by differences of logits that bfloat16's eight bits would hide, search in float32. (In a
+  trial, of which no record was kept, FAB with gradients in bfloat16 was the weaker attack.)
 - What bfloat16 takes for broken counts when the eager float32 model agrees; where it does not, the image is attacked
   again in float32 at once.
 - Images leave a batch when they are broken, and passes that can change nothing are left out (`Execution.shrink`).
@@ -108,8 +107,8 @@ def passes(
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy of a frozen model in eval mode, in which every BatchNorm behind a convolution is part of its weights: 2 to
-    7 % less time on a CPU. A plain copy of models that cannot be traced."""
+    """A copy of a frozen model in eval mode, in which every BatchNorm behind a convolution is part of its weights. A
+    plain copy of models that cannot be traced."""
     try:
         return fuse(model).eval().requires_grad_(False)
     except Exception:  # whatever tracing meets in foreign code; the copy computes the same
