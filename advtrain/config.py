@@ -16,7 +16,9 @@ from advtrain.types import SettingError
 
 T = TypeVar("T")
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp64")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp64")
+COMPILE = ("off", "model", "step", "auto")
+SHARDING = ("none", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,15 @@ class TrainerSettings:
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images per optimiser step, over all processes.
+        batch_size: images per optimiser step, over all processes; auto for the largest that fits in memory.
         accumulation: passes that each process splits its part of a batch into; the step stays that of the large batch.
-        precision: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, bf16 (autocast) or fp64.
+        precision: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, tf32 (fp32 whose matrix products and
+            convolutions round their inputs to 10 bits, on GPUs), bf16 (autocast) or fp64.
+        compile: off, model (forward passes by torch.compile), step (each attack step, forward and backward, as one
+            graph) or auto (whichever a measurement at the start finds fastest).
+        cuda_graph: whether the attack's steps are replayed as one CUDA graph; null leaves it to compile=auto.
+        activation_checkpointing: whether blocks of the model forget their activations and compute them again.
+        sharding: none, or fsdp: every process holds a part of each weight, its gradient and the optimiser's state.
         channels_last: memory layout of model and images; null chooses it for 3-channel images.
         clip_norm: largest gradient norm, null for no clipping.
         attack_batchnorm: eval or train: the BatchNorm mode while the attack runs.
@@ -68,9 +76,13 @@ class TrainerSettings:
     """
 
     epochs: int = 100
-    batch_size: int = 128
+    batch_size: int | str = 128
     accumulation: int = 1
     precision: str = "auto"
+    compile: str = "off"
+    cuda_graph: bool | None = None
+    activation_checkpointing: bool = False
+    sharding: str = "none"
     channels_last: bool | None = None
     clip_norm: float | None = None
     attack_batchnorm: str = "eval"
@@ -83,15 +95,25 @@ class TrainerSettings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "log_every", "save_every"):
+        for name in ("epochs", "accumulation", "log_every", "save_every"):
             checks.integer(f"trainer.{name}", getattr(self, name), low=1)
+        if self.batch_size != "auto":
+            checks.integer("trainer.batch_size", self.batch_size, low=1)
         checks.choice("trainer.precision", self.precision, PRECISIONS)
+        checks.choice("trainer.compile", self.compile, COMPILE)
+        checks.choice("trainer.sharding", self.sharding, SHARDING)
         checks.choice("trainer.attack_batchnorm", self.attack_batchnorm, ("eval", "train"))
         checks.choice("trainer.device", self.device, ("auto", "cpu", "cuda"))
         if self.clip_norm is not None:
             checks.number("trainer.clip_norm", self.clip_norm, above=0)
         if self.threads is not None:
             checks.integer("trainer.threads", self.threads, low=1)
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number, which with "auto" somebody has to find first."""
+        assert isinstance(self.batch_size, int), "batch_size=auto is resolved before training starts"
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,8 @@ def _typed_value(hint: Any, value: Any, name: str) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     if value is None and type(None) in kinds:
         return None
+    if str in kinds and int in kinds and not isinstance(value, str):
+        return checks.integer(name, value)
     kind: Any = next(kind for kind in kinds if kind is not type(None))
     if is_dataclass(kind) and isinstance(value, Mapping):
         return typed(cast(type, kind), value, name)

@@ -184,7 +184,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
                 f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
                 f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
             )
-    rows, rest = divmod(settings.batch_size, distributed.launched_processes())
+    rows, rest = divmod(settings.images_per_step, distributed.launched_processes())
     if rest or rows < settings.accumulation:
         raise SettingError(
             f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
@@ -234,7 +234,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         " with bfloat16 autocast" if trainer.numerics.autocast else ""
     )
     lines.append(
-        f"numerics  {precision} on {trainer.device} × {distributed.world_size()}, batch {settings.batch_size}, "
+        f"numerics  {precision} on {trainer.device} × {distributed.world_size()}, batch {settings.images_per_step}, "
         f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     return "\n".join(lines)

@@ -88,6 +88,10 @@ class Attack(Protocol):
             f"attack: expected one that schedules can wrap, got {type(self).__name__} without with_budget; define it"
         )
 
+    def using(self, ascent: Any) -> "Attack":
+        """The same attack, whose passes `ascent` runs (`attacks.ascent.Ascent`); itself where it has no say."""
+        return self
+
     def describe(self) -> str:
         """The attack in one line, for people: shown when a run starts."""
         return type(self).__name__

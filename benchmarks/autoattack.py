@@ -1,7 +1,7 @@
 """What AutoAttack costs with each engine: work per iteration, CPU time per attack, and a whole evaluation.
 
-    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets results/benchmarks/autoattack.json
-    python benchmarks/autoattack.py checkpoints/cifar10_cpu /datasets OUT.json --full 1000
+    python -m benchmarks autoattack checkpoints/cifar10_cpu /datasets results/benchmarks/autoattack.json
+    python -m benchmarks autoattack checkpoints/cifar10_cpu /datasets OUT.json --full 1000
 
 One process, one thread, process time, which other processes on the machine disturb little. The first form counts the
 passes and host synchronisations per iteration of each attack, then lets the engines take turns in random order on the
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from counting import Counter
 from torch import Tensor, nn
 
 from advtrain.data import CIFAR10
@@ -44,6 +43,7 @@ from advtrain.evaluation.autoattack.outcome import ROBUST
 from advtrain.evaluation.records import hardware, versions, write_record
 from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.sources import find
+from benchmarks.counting import Counter
 
 EPS = 8 / 255
 ENGINES = ("upstream", "upstream_frozen", "exact", "fast")
@@ -208,7 +208,7 @@ def full(arguments: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
                 return
             words = [arguments.bundle, arguments.data, str(files[engine]), "--full", str(arguments.full)]
             words += ["--device", arguments.device, "--one", engine]
-            subprocess.run([sys.executable, __file__, *words], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks", "autoattack", *words], check=True)
 
         list(pool.map(work, engines))
         found = {engine: torch.load(file, weights_only=True) for engine, file in files.items()}
@@ -248,7 +248,7 @@ def main() -> None:
     split = CIFAR10(root=arguments.data, download=False).split("test")
     engines = arguments.engines.split(",")
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/autoattack.py", *sys.argv[1:]]).replace(
+        "command": shlex.join(["python", "-m", "benchmarks", "autoattack", *sys.argv[1:]]).replace(
             arguments.data, "/datasets"
         ),
         "git_commit": git_commit(),
@@ -286,7 +286,3 @@ def _robust_batch(model: nn.Module, split: Any, size: int, device: torch.device)
     with torch.no_grad():
         robust = model(x_adv).argmax(1) == y
     return x[robust][:size], y[robust][:size]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What it costs to turn JPEG files into training images: CPU time per image of several ways, on one thread.
 
-    python benchmarks/decoding.py /datasets/imagenet_small [results/benchmarks/decoding.json]
+    python -m benchmarks decoding /datasets/imagenet_small [results/benchmarks/decoding.json]
 
 Every way reads a file, cuts out a random part, scales it to size × size, flips it half of the time and ends with uint8
 pixels; `advtrain` is the whole loader without worker processes, up to float32 batches. The images are taken as they are
@@ -175,7 +175,7 @@ def main() -> None:
                 results[kind][f"to {size} pixels"] = measured(folder, size)
                 print(kind, size, json.dumps(results[kind][f"to {size} pixels"], indent=1), flush=True)
     record = {
-        "command": shlex.join(["python", "benchmarks/decoding.py", "/datasets/imagenet_small", *sys.argv[2:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", "decoding", "/datasets/imagenet_small", *sys.argv[2:]]),
         "git_commit": git_commit(),
         "measured": f"process time on one thread, {ROUNDS} rounds in random order, medians; other jobs ran beside it",
         "hardware": hardware("cpu"),
@@ -184,7 +184,3 @@ def main() -> None:
     }
     if len(sys.argv) == 3:
         Path(sys.argv[2]).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Resident memory and speed of drawing batches from a generated set, beside a memory map of the same file.
 
-    python benchmarks/generated_rss.py [--images 2000000] [--steps 6000] [--folder /tmp] [--set FILE] [--out FILE]
+    python -m benchmarks generated_rss [--images 2000000] [--steps 6000] [--folder /tmp] [--set FILE] [--out FILE]
 
 Writes (or takes, with --set) an uncompressed .npz file of so many CIFAR-sized images (6.1 GB for two million; removed
 at the end) and starts three processes: one draws batches of 512 with 358 generated rows through the training loader,
@@ -114,7 +114,17 @@ def main() -> None:
     try:
         if arguments.set is None:
             write_set(path, arguments.images)
-        command = [sys.executable, __file__, "--folder", str(path), "--steps", str(arguments.steps), "--way"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "generated_rss",
+            "--folder",
+            str(path),
+            "--steps",
+            str(arguments.steps),
+            "--way",
+        ]
         found = {
             way: json.loads(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout)
             for way in WAYS
@@ -124,7 +134,7 @@ def main() -> None:
         if arguments.set is None:
             path.unlink(missing_ok=True)
     record = {
-        "command": f"python benchmarks/generated_rss.py --images {arguments.images} --steps {arguments.steps}",
+        "command": f"python -m benchmarks generated_rss --images {arguments.images} --steps {arguments.steps}",
         "git_commit": git_commit(),
         "seed": SEED,
         "hardware": {**hardware("cpu"), "page_cache": "not controlled"},
@@ -136,7 +146,3 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(arguments.out.read_text())
-
-
-if __name__ == "__main__":
-    main()

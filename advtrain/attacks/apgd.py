@@ -8,13 +8,13 @@ from advtrain import checks
 from advtrain.attacks import ascent
 from advtrain.attacks.norms import NORMS, norm_named
 from advtrain.random import Source
-from advtrain.types import Attack, Images, Objective, PerImage, SettingError
+from advtrain.types import Images, Objective, PerImage, SettingError
 
 MOMENTUM = 0.75  # α of the paper: the weight of the new step against the last movement
 RISING = 0.75  # ρ: the share of steps that must have raised the objective
 
 
-class APGD(Attack):
+class APGD(ascent.GradientAttack):
     """APGD (Croce & Hein, "Reliable evaluation of adversarial robustness ...", arXiv:2003.01690, algorithm 1).
 
     Starts with steps of 2ε and momentum. At checkpoints an image's step is halved, and the search goes on from its best
@@ -54,7 +54,7 @@ class APGD(Attack):
         search = _Search(current, 2 * self.eps)
         turning = checkpoints(self.steps)
         for k in range(self.steps):
-            value, gradient = ascent.value_and_gradient(objective, current)
+            value, gradient = self._ascent.value_and_gradient(objective, current)
             search.see(current, value, gradient)
             if k in turning:
                 current, gradient = search.turn(current, gradient)

@@ -1,11 +1,14 @@
 """What gradient attacks share: where they start, which way is up, and how they are described."""
 
+import copy
+from typing import Protocol, Self, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from advtrain.attacks.norms import Norm
 from advtrain.random import Source, normal_like
-from advtrain.types import Images, Objective, PerImage
+from advtrain.types import Attack, Images, Objective, PerImage
 
 INITS = ("none", "uniform", "gaussian")
 
@@ -29,6 +32,79 @@ def value_and_gradient(objective: Objective, x: Images) -> tuple[PerImage, Image
         values = objective(leaf)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), gradient
+
+
+def ascend(
+    objective: Objective, geometry: Norm, x: Images, x_adv: Images, eps: float | Tensor, step_size: float | Tensor
+) -> Images:
+    """`x_adv` after one step of projected gradient ascent.
+
+    Args:
+        objective: images (n, c, h, w) → loss per image (n,).
+        geometry: of the ball around `x`.
+        x: clean images in [0, 1].
+        x_adv: where the gradient is taken.
+        eps, step_size: radius and length of the step; as scalar tensors where they change without a new compilation.
+    """
+    _, gradient = value_and_gradient(objective, x_adv)
+    return geometry.inside(x, geometry.step(x_adv, gradient, step_size), eps)
+
+
+@runtime_checkable
+class Ascent(Protocol):
+    """How gradient attacks run their passes: as written (`Eager`), compiled or replayed, by the same mathematics."""
+
+    def value_and_gradient(self, objective: Objective, x: Images) -> tuple[PerImage, Images]:
+        """As the function `value_and_gradient`."""
+        ...
+
+    def climb(
+        self,
+        objective: Objective,
+        geometry: Norm,
+        x: Images,
+        x_adv: Images,
+        *,
+        eps: float,
+        step_size: float,
+        steps: int,
+    ) -> Images:
+        """`x_adv` after `steps` times `ascend`."""
+        ...
+
+
+class Eager:
+    """One operation after the other."""
+
+    def value_and_gradient(self, objective: Objective, x: Images) -> tuple[PerImage, Images]:
+        return value_and_gradient(objective, x)
+
+    def climb(
+        self,
+        objective: Objective,
+        geometry: Norm,
+        x: Images,
+        x_adv: Images,
+        *,
+        eps: float,
+        step_size: float,
+        steps: int,
+    ) -> Images:
+        for _ in range(steps):
+            x_adv = ascend(objective, geometry, x, x_adv, eps, step_size)
+        return x_adv
+
+
+class GradientAttack(Attack):
+    """Base of the attacks whose passes can be compiled."""
+
+    _ascent: Ascent = Eager()
+
+    def using(self, ascent: Ascent) -> Self:
+        """The same attack, whose passes `ascent` runs."""
+        other = copy.copy(self)
+        other._ascent = ascent
+        return other
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ from advtrain import checks
 from advtrain.attacks import ascent
 from advtrain.attacks.norms import NORMS, norm_named
 from advtrain.random import Source
-from advtrain.types import Attack, Images, Objective, SettingError
+from advtrain.types import Images, Objective, SettingError
 
 
-class Free(Attack):
+class Free(ascent.GradientAttack):
     """Free adversarial training: each minibatch is replayed m times, and every backward pass serves twice.
 
     Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, arXiv:1904.12843, algorithm 1. The gradient of the
@@ -39,7 +39,7 @@ class Free(Attack):
         perturbation = torch.zeros_like(x)
         for _ in range(self.replays):
             x_adv = self.applied(x, perturbation)
-            _, gradient = ascent.value_and_gradient(objective, x_adv)
+            _, gradient = self._ascent.value_and_gradient(objective, x_adv)
             perturbation = self.ascended(x_adv, perturbation, gradient)
         return self.applied(x, perturbation)
 

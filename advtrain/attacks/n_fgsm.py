@@ -4,10 +4,10 @@ from advtrain import checks
 from advtrain.attacks import ascent
 from advtrain.attacks.norms import NORMS, norm_named
 from advtrain.random import Source
-from advtrain.types import Attack, Images, Objective, SettingError
+from advtrain.types import Images, Objective, SettingError
 
 
-class NFGSM(Attack):
+class NFGSM(ascent.GradientAttack):
     """x + η + a step of length ε, with η ~ U(-kε, kε) and no projection onto the ε-ball.
 
     de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022,
@@ -30,7 +30,7 @@ class NFGSM(Attack):
         """Finds adversarial images, `radius` away from `x` at most; arguments as for `PGD`."""
         x = x.detach()
         noisy = (x + self._geometry.uniform(x, self.noise * self.eps, generator)).clamp(0, 1)
-        _, gradient = ascent.value_and_gradient(objective, noisy)
+        _, gradient = self._ascent.value_and_gradient(objective, noisy)
         return self._geometry.step(noisy, gradient, self.eps).clamp(0, 1)
 
     @property

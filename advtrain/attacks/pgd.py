@@ -11,10 +11,10 @@ from advtrain import checks
 from advtrain.attacks import ascent
 from advtrain.attacks.norms import NORMS, norm_named
 from advtrain.random import Source
-from advtrain.types import Attack, Images, Objective, SettingError
+from advtrain.types import Images, Objective, SettingError
 
 
-class PGD(Attack):
+class PGD(ascent.GradientAttack):
     """Projected gradient descent (Madry et al., arXiv:1706.06083), maximising the objective.
 
     Each step moves along the steepest direction of the norm (sign for Linf, unit gradient for L2, few pixels for L1),
@@ -124,10 +124,9 @@ class PGD(Attack):
             x_adv = ascent.start(self._geometry, x, self.eps, self.init, generator, self.gaussian_scale)
         else:
             x_adv = self._geometry.inside(x, start.detach(), self.eps)
-        for _ in range(self.steps):
-            _, gradient = ascent.value_and_gradient(objective, x_adv)
-            x_adv = self._geometry.inside(x, self._geometry.step(x_adv, gradient, self.step_size), self.eps)
-        return x_adv
+        return self._ascent.climb(
+            objective, self._geometry, x, x_adv, eps=self.eps, step_size=self.step_size, steps=self.steps
+        )
 
 
 def _step_size(eps: float, absolute: float | str | None, relative: float | None) -> float:

@@ -29,6 +29,10 @@ CIRCUMSTANCES = (
     "logger",
     "trainer.device",
     "trainer.threads",
+    "trainer.compile",
+    "trainer.cuda_graph",
+    "trainer.activation_checkpointing",
+    "trainer.sharding",
     "trainer.log_every",
     "export",
 )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from advtrain import distributed
 from advtrain.data.base import Batch
+from advtrain.engine.acceleration import OFF, Acceleration, Passes
 from advtrain.engine.free import WarmStart
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
@@ -22,7 +23,7 @@ class OuterPass(nn.Module):
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # compiled or bare; its parameters are the same
         # In a list, so that the class prior is not the module's buffer: DDP would overwrite each process's share.
         self._loss = [loss]
 
@@ -53,6 +54,7 @@ class TrainingStep:
         attack_batchnorm: "eval" or "train"; see `attack_mode`.
         clip_norm: largest gradient norm; None for no clipping.
         seed: of the run; names the random starts together with epoch and step.
+        acceleration: how the passes are run.
     """
 
     def __init__(
@@ -67,13 +69,15 @@ class TrainingStep:
         attack_batchnorm: str,
         clip_norm: float | None,
         seed: int,
+        acceleration: Acceleration = OFF,
     ) -> None:
         loss.check_accumulation(accumulation)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.numerics = numerics
         self.batch_size, self.accumulation = batch_size, accumulation
         self.attack_batchnorm, self.clip_norm, self.seed = attack_batchnorm, clip_norm, seed
-        self._replica = distributed.replicate(OuterPass(model, loss), numerics.device)
+        self._passes = Passes(model, acceleration)
+        self._replica = distributed.replicate(OuterPass(self._passes.trained, loss), numerics.device)
 
     def __call__(
         self, batch: Batch, attack: Attack | None, perturbation: WeightPerturbation, epoch: int, step: int
@@ -119,8 +123,8 @@ class TrainingStep:
         if attack is None:
             return piece.x
         with attack_mode(self.model, self.attack_batchnorm), self.numerics.casting():
-            objective = self.loss.inner(self.model, piece.x, piece.y)
-            return attack(objective, piece.x, generator=piece.source)
+            objective = self.loss.inner(self._passes.attacked, piece.x, piece.y)
+            return attack.using(self._passes.ascent)(objective, piece.x, generator=piece.source)
 
     def _accumulate(self, pieces: list[Piece], adversarial: list[Images]) -> Parts:
         totals: Parts = {}

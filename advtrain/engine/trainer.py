@@ -95,7 +95,7 @@ class Trainer:
         self.device = device_named(settings.device)
         self.numerics = numerics(settings, self.device, ingredients.data.image_shape[0])
         self.train_loader = ingredients.data.train_loader(
-            batch_size=settings.batch_size,
+            batch_size=settings.images_per_step,
             seed=seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -108,7 +108,7 @@ class Trainer:
         self.warm_start: WarmStart | None = None
         if free := free_attack(ingredients.attack, settings.epochs):
             self.train_loader = ReplayedLoader(self.train_loader, free.replays)
-            shape = (settings.batch_size, *ingredients.data.image_shape)
+            shape = (settings.images_per_step, *ingredients.data.image_shape)
             self.warm_start = WarmStart(free, shape, device=self.device, dtype=self.numerics.dtype)
 
         model = ingredients.model
@@ -123,7 +123,7 @@ class Trainer:
             self.loss,
             self.optimizer,
             numerics=self.numerics,
-            batch_size=settings.batch_size,
+            batch_size=settings.images_per_step,
             accumulation=settings.accumulation,
             attack_batchnorm=settings.attack_batchnorm,
             clip_norm=settings.clip_norm,
@@ -172,7 +172,7 @@ class Trainer:
             attack = self.parts.attack.for_epoch(epoch, settings.epochs)
             attack = attack if self.warm_start is None else self.warm_start.using(attack)
         perturbation = self.parts.weight_perturbation.for_epoch(epoch)
-        meter = Meter(settings.batch_size)
+        meter = Meter(settings.images_per_step)
         self.model.train()
         self.loss.train()
         started = time.perf_counter()

@@ -1,0 +1,1 @@
+"""What advtrain costs, measured: `python -m benchmarks` lists the benchmarks."""
