@@ -1,7 +1,7 @@
 """What gradient attacks share: where they start, which way is up, and how they are described."""
 
 import copy
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class GradientAttack(Attack):
 
     _ascent: Ascent = Eager()
 
-    def using(self, ascent: Ascent) -> Self:
+    def using(self, ascent: Ascent) -> "GradientAttack":
         """The same attack, whose passes `ascent` runs."""
         other = copy.copy(self)
         other._ascent = ascent

@@ -25,11 +25,11 @@ class Norm(Protocol):
         """
         ...
 
-    def project(self, perturbation: Images, eps: float) -> Images:
-        """The nearest point of the ball of radius `eps` around zero."""
+    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
+        """The nearest point of the ball of radius `eps`, a number or a scalar tensor, around zero."""
         ...
 
-    def inside(self, x: Images, x_adv: Images, eps: float) -> Images:
+    def inside(self, x: Images, x_adv: Images, eps: float | Tensor) -> Images:
         """A point of [0, 1] in the ball of radius `eps` around `x`, near `x_adv` (Linf and L1: the nearest)."""
         ...
 
@@ -46,10 +46,10 @@ class Linf:
     def step(self, x: Images, gradient: Images, length: float | Tensor) -> Images:
         return x + length * gradient.sign()
 
-    def project(self, perturbation: Images, eps: float) -> Images:
-        return perturbation.clamp(-eps, eps)
+    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
+        return torch.clamp(perturbation, -eps, eps)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    def inside(self, x: Images, x_adv: Images, eps: float) -> Images:
+    def inside(self, x: Images, x_adv: Images, eps: float | Tensor) -> Images:
         return (x + self.project(x_adv - x, eps)).clamp(0, 1)
 
     def uniform(self, x: Images, eps: float, generator: Source) -> Images:
@@ -66,10 +66,10 @@ class L2:
         scaled = gradient / largest.where(largest > 0, 1)
         return x + length * (scaled / self._length(scaled).clamp_min(1e-12))
 
-    def project(self, perturbation: Images, eps: float) -> Images:
+    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
         return perturbation * (eps / self._length(perturbation).clamp_min(1e-12)).clamp(max=1)
 
-    def inside(self, x: Images, x_adv: Images, eps: float) -> Images:
+    def inside(self, x: Images, x_adv: Images, eps: float | Tensor) -> Images:
         # Clipping after the projection moves every pixel towards x, so it does not leave the ball.
         return (x + self.project(x_adv - x, eps)).clamp(0, 1)
 
@@ -112,12 +112,12 @@ class L1:
         moved = torch.zeros_like(x_flat).scatter_(1, order, spent) * slope.sign()
         return x + moved.view_as(x)
 
-    def project(self, perturbation: Images, eps: float) -> Images:
+    def project(self, perturbation: Images, eps: float | Tensor) -> Images:
         flat = perturbation.flatten(1)
         kept = _shrunk(flat.abs(), torch.full_like(flat, torch.inf), eps)
         return (kept * flat.sign()).view_as(perturbation)
 
-    def inside(self, x: Images, x_adv: Images, eps: float) -> Images:
+    def inside(self, x: Images, x_adv: Images, eps: float | Tensor) -> Images:
         """The nearest point of the intersection of ball and [0, 1]."""
         flat = (x_adv - x).flatten(1)
         room = torch.where(flat > 0, 1 - x.flatten(1), x.flatten(1))
@@ -137,7 +137,7 @@ class L1:
         return perturbation.abs().flatten(1).sum(1)
 
 
-def _shrunk(size: Tensor, room: Tensor, eps: float) -> Tensor:
+def _shrunk(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """The projection of non-negative sizes onto {0 ≤ δ ≤ room, Σ δ ≤ eps}: δ = clip(size - λ, 0, room).
 
     λ is zero where the sum is small enough anyway, otherwise the root of a decreasing function that is linear between

@@ -55,7 +55,7 @@ class WarmStart(Attack):
         self._rows = rows_of(shape[0], distributed.rank(), distributed.world_size())
         self._shown = self.perturbation[:0]
 
-    def using(self, attack: Attack) -> "WarmStart":
+    def carrying(self, attack: Attack) -> "WarmStart":
         """The same perturbation with the radius of another epoch's attack."""
         assert isinstance(attack, Free)
         self.attack = attack

@@ -170,7 +170,7 @@ class Trainer:
         attack = None
         if self.parts.attack is not None and self.loss.needs_attack:
             attack = self.parts.attack.for_epoch(epoch, settings.epochs)
-            attack = attack if self.warm_start is None else self.warm_start.using(attack)
+            attack = attack if self.warm_start is None else self.warm_start.carrying(attack)
         perturbation = self.parts.weight_perturbation.for_epoch(epoch)
         meter = Meter(settings.images_per_step)
         self.model.train()

@@ -158,7 +158,7 @@ def test_one_backward_pass_per_replay(tmp_path: Path) -> None:
     forwards = []
     run.model[0].register_forward_hook(lambda *_: forwards.append(run.model.training))
     run.model.train()
-    attack = run.warm_start.using(run.parts.attack)
+    attack = run.warm_start.carrying(run.parts.attack)
     for step, batch in enumerate(itertools.islice(run.train_loader.epoch(1), 5)):
         run.step(batch, attack, run.parts.weight_perturbation, 1, step)
     assert forwards == [True] * 5
