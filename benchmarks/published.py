@@ -17,8 +17,8 @@ logits once for the cross-entropy, once for the divergence) and `loss.backward()
 gradients in each step). Device, dtype, memory format, autocast, TF32 and cudnn.benchmark are the caller's affair.
 
     step = published.build("trades", model, optimizer, Ball(eps=8 / 255, steps=10, step_size=2 / 255))
-    done = step(x, y)                                           # or step(x, y, start)
-    start = published.same_start(attack, x, seed=0, epoch=1, step=0)    # where TrainingStep's attack would start
+    done = step(x, y)  # or step(x, y, start)
+    start = published.same_start(attack, x, seed=0, epoch=1, step=0)  # where TrainingStep's attack would start
 
 How the conventions differ from advtrain's, and why the step is the same (tests/benchmarks/test_published.py):
 
@@ -67,13 +67,7 @@ Step = Callable[..., Done]  # (x, y, start=None)
 
 
 class ClassMeans:
-    """IKL's class prior: the rows in force and those being gathered.
-
-    Args:
-        num_classes: C.
-        temperature: τ.
-        like: a tensor that tells device and dtype.
-    """
+    """IKL's class prior, of C classes and temperature τ: the rows in force and those being gathered."""
 
     def __init__(self, num_classes: int, temperature: float, like: Tensor) -> None:
         self.temperature = temperature
@@ -95,15 +89,6 @@ class ClassMeans:
 
     def onehot(self, y: Tensor) -> Tensor:
         return F.one_hot(y, len(self.weights)).to(self.weights.dtype)
-
-
-@dataclass(frozen=True)
-class IKLSettings:
-    """What an IKL step needs beside the model: the prior and the weights of the terms (as `advtrain.losses.IKL`)."""
-
-    prior: ClassMeans
-    wmse_weight: float = 20.0
-    ce_weight: float = 4.0
 
 
 class Proxy:
@@ -141,6 +126,16 @@ class Proxy:
                 parameter.add_(sign * self.gamma * directions[name])
 
 
+@dataclass(frozen=True)
+class IKLSettings:
+    """What an IKL step needs beside the model: prior, weights of the terms (as `advtrain.losses.IKL`), AWP's proxy."""
+
+    prior: ClassMeans
+    wmse_weight: float = 20.0
+    ce_weight: float = 4.0
+    proxy: Proxy | None = None
+
+
 def build(
     name: str,
     model: nn.Module,
@@ -150,7 +145,7 @@ def build(
     num_classes: int = 10,
     temperature: float = 4.0,
 ) -> Step:
-    """The step of that name (one of STEPS) with the recipes' own weights, as a function of x, y and a start.
+    """The step of that name (one of STEPS) with the recipes' own weights, as a function of x, y and, if given, a start.
 
     Args:
         model: on its device, in its layout.
@@ -162,12 +157,10 @@ def build(
         return lambda x, y, start=None: pgd_at_step(model, optimizer, ball, x, y, start)
     if name == "trades":
         return lambda x, y, start=None: trades_step(model, optimizer, ball, x, y, start)
-    settings = IKLSettings(ClassMeans(num_classes, temperature, next(model.parameters())))
-    if name == "ikl":
+    if name in ("ikl", "ikl_awp"):
+        prior = ClassMeans(num_classes, temperature, next(model.parameters()))
+        settings = IKLSettings(prior, proxy=Proxy(model) if name == "ikl_awp" else None)
         return lambda x, y, start=None: ikl_step(model, optimizer, ball, settings, x, y, start)
-    if name == "ikl_awp":
-        proxy = Proxy(model)
-        return lambda x, y, start=None: ikl_awp_step(model, optimizer, ball, settings, proxy, x, y, start)
     raise ValueError(f"expected one of {', '.join(STEPS)}, got {name!r}")
 
 
@@ -219,46 +212,28 @@ def ikl_step(
     y: Tensor,
     start: Tensor | None = None,
 ) -> Done:
-    """IKL (arXiv:2305.13948): IKL with both weights 1 inside, cross-entropy + IKL outside. Else as `pgd_at_step`."""
-    x_adv, weights = ikl_attack(model, ball, settings, x, y, start)
-    model.train()
-    loss, adversarial_logits, natural_logits = ikl_training_loss(model, settings, weights, x, x_adv, y)
-    settings.prior.gather(natural_logits, y)
-    return finish(optimizer, loss, adversarial_logits, x_adv, y)
+    """IKL (arXiv:2305.13948): IKL with both weights 1 inside, cross-entropy + IKL outside. Else as `pgd_at_step`.
 
-
-def ikl_awp_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ball: Ball,
-    settings: IKLSettings,
-    proxy: Proxy,
-    x: Tensor,
-    y: Tensor,
-    start: Tensor | None = None,
-) -> Done:
-    """`ikl_step` at weights that AWP perturbs; the optimiser steps on those, then the perturbation is taken off."""
-    x_adv, weights = ikl_attack(model, ball, settings, x, y, start)
+    With `settings.proxy` it is the step of IKL with AWP: the loss is taken at perturbed weights; the optimiser steps on
+    those, then the perturbation is taken off.
+    """
+    weights = settings.prior.rows(y)
+    start = gaussian_start(x) if start is None else start
+    x_adv = climb(model, ball, x, start, lambda images: pairwise_ikl(model(x), model(images), weights, 1, 1))
     model.train()
-    directions = proxy.directions(model, lambda other: ikl_training_loss(other, settings, weights, x, x_adv, y)[0])
-    proxy.move(model, directions, 1)
-    loss, adversarial_logits, natural_logits = ikl_training_loss(model, settings, weights, x, x_adv, y)
+    directions = {}
+    if settings.proxy is not None:
+        directions = settings.proxy.directions(model, lambda other: ikl_loss(other, settings, weights, x, x_adv, y)[0])
+        settings.proxy.move(model, directions, 1)
+    loss, adversarial_logits, natural_logits = ikl_loss(model, settings, weights, x, x_adv, y)
     settings.prior.gather(natural_logits, y)
     done = finish(optimizer, loss, adversarial_logits, x_adv, y)
-    proxy.move(model, directions, -1)
+    if settings.proxy is not None:
+        settings.proxy.move(model, directions, -1)
     return done
 
 
-def ikl_attack(
-    model: nn.Module, ball: Ball, settings: IKLSettings, x: Tensor, y: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Adversarial images and the rows of the class prior."""
-    weights = settings.prior.rows(y)
-    start = gaussian_start(x) if start is None else start
-    return climb(model, ball, x, start, lambda images: pairwise_ikl(model(x), model(images), weights, 1, 1)), weights
-
-
-def ikl_training_loss(
+def ikl_loss(
     model: nn.Module, settings: IKLSettings, weights: Tensor, x: Tensor, x_adv: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, the adversarial logits and the natural ones."""

@@ -1,5 +1,6 @@
 """The published way of a step, in float64, against advtrain's: the same images and the same gradient from one start."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,9 +109,9 @@ class Outcome:
             return published.pgd_at_step(*common, x, y, start)
         if name == "trades":
             return published.trades_step(*common, x, y, start)
-        if name == "ikl":
-            return published.ikl_step(*common, self.settings, x, y, start)
-        return published.ikl_awp_step(*common, self.settings, Proxy(self.theirs, gamma=GAMMA), x, y, start)
+        if name == "ikl_awp":
+            self.settings = replace(self.settings, proxy=Proxy(self.theirs, gamma=GAMMA))
+        return published.ikl_step(*common, self.settings, x, y, start)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -145,7 +146,7 @@ def test_weight_decay_acts_on_the_perturbed_weights_in_the_published_awp() -> No
     without = Outcome("ikl_awp", "plain")
     x, y = batch()
     copy = both.before
-    loss, *_ = published.ikl_training_loss(copy, both.settings, both.settings.prior.rows(y), x, both.seen[-1], y)
+    loss, *_ = published.ikl_loss(copy, both.settings, both.settings.prior.rows(y), x, both.seen[-1], y)
     loss.backward()
     for key, start in copy.named_parameters():
         move = GAMMA * start.norm() / start.grad.norm() * start.grad if start.dim() > 1 else torch.zeros_like(start)
