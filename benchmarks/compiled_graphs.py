@@ -26,7 +26,7 @@ def graphs_of_attack(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> dict
         convolutions.
     """
     found = {"forward": 0, "input_gradient": 0, "weight_gradient": 0}
-    with looking(lambda graph: _tally(graph, found)):
+    with looking(lambda graph: tally(graph, found)):
         passes = Passes(model, Acceleration(compile="step"))
         for eps in (0.01, 0.02):
             attack = PGD(eps=eps, steps=2, init="gaussian").using(passes.ascent)
@@ -37,7 +37,8 @@ def graphs_of_attack(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> dict
     return {"graphs": graphs, "graph_breaks": breaks, **found}
 
 
-def _tally(graph: torch.fx.Graph, found: dict[str, int]) -> None:
+def tally(graph: torch.fx.Graph, found: dict[str, int]) -> None:
+    """Adds the convolutions of a graph to `found`."""
     for node in graph.nodes:
         if node.target is CONV:
             found["forward"] += 1

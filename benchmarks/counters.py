@@ -81,13 +81,13 @@ def built(network: str) -> nn.Module:
 
 def lean_step(name: str, model: nn.Module, steps: int, images: int) -> Step:
     """Ours, as the trainer builds it where nothing is compiled: channels last for images of three colours."""
-    grey = next(model.parameters()).shape[1] == 1
-    layout = torch.contiguous_format if grey else torch.channels_last
+    first = next(model.parameters())
+    layout = torch.channels_last if first.shape[1] == 3 else torch.contiguous_format
     step = TrainingStep(
         model.to(memory_format=layout),
         LOSSES[name](),
         SGD(lr=0.1).build(model),
-        numerics=Numerics(torch.device("cpu"), memory_format=layout),
+        numerics=Numerics(first.device, memory_format=layout),
         batch_size=images,
         accumulation=1,
         attack_batchnorm="eval",

@@ -2,6 +2,7 @@
 
 import traceback
 from collections import Counter as Tally
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+ROOT = f"{Path(__file__).resolve().parents[1]}/"
 aten = torch.ops.aten
 CONV, CONV_BACK = aten.convolution.default, aten.convolution_backward.default
 # What cannot answer, or cannot tell the size of its answer, before the device has computed it.
@@ -99,10 +101,10 @@ def _crosses(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line outside of torch and of this file."""
+    """The innermost line outside of torch and of this file, as "file:line", in this repository from its root."""
     for frame in reversed(traceback.extract_stack()):
         if "/torch/" not in frame.filename and frame.filename != __file__:
-            return f"{frame.filename}:{frame.lineno}"
+            return f"{frame.filename.removeprefix(ROOT)}:{frame.lineno}"
     return "unknown"
 
 
