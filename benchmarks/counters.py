@@ -47,7 +47,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "ikl": lambda: IKL(num_classes=CLASSES, inner="ikl"),
     "ikl_awp": lambda: IKL(num_classes=CLASSES, inner="ikl"),
 }
-Step = Callable[[Tensor, Tensor], Any]
+Step = Callable[[Tensor, Tensor, int], Any]  # images, labels, attack steps
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def built(network: str) -> nn.Module:
     return NETWORKS[network][0]().train()
 
 
-def lean_step(name: str, model: nn.Module, steps: int, images: int) -> Step:
+def lean_step(name: str, model: nn.Module, images: int) -> Step:
     """Ours, as the trainer builds it where nothing is compiled: channels last for images of three colours."""
     first = next(model.parameters())
     layout = torch.channels_last if first.shape[1] == 3 else torch.contiguous_format
@@ -94,29 +94,31 @@ def lean_step(name: str, model: nn.Module, steps: int, images: int) -> Step:
         clip_norm=None,
         seed=0,
     )
-    attack = PGD(eps=EPS, steps=steps, step_size=STEP_SIZE, init="gaussian")
     perturbation = AWP() if name == "ikl_awp" else NoPerturbation()
-    return lambda x, y: step(Batch(x, y, slice(0, images)), attack, perturbation, 1, 0)
+
+    def take(x: Tensor, y: Tensor, steps: int) -> Any:
+        attack = PGD(eps=EPS, steps=steps, step_size=STEP_SIZE, init="gaussian")
+        return step(Batch(x, y, slice(0, images)), attack, perturbation, 1, 0)
+
+    return take
 
 
-def published_step(name: str, model: nn.Module, steps: int) -> Step:
+def published_step(name: str, model: nn.Module) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    return published.build(name, model, optimizer, published.Ball(EPS, steps, STEP_SIZE), num_classes=CLASSES)
+
+    def take(x: Tensor, y: Tensor, steps: int) -> published.Done:
+        ball = published.Ball(EPS, steps, STEP_SIZE)
+        return published.build(name, model, optimizer, ball, num_classes=CLASSES)(x, y)
+
+    return take
 
 
-def step_of(way: str, name: str, network: str, steps: int, images: int) -> Step:
-    """A step of a network of its own."""
-    model = built(network)
-    return lean_step(name, model, steps, images) if way == "lean" else published_step(name, model, steps)
-
-
-def count(step: Step, short: Step, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """What `step` does; the bytes are those of `short`, which has one attack step."""
-    short(x, y)  # allocates the momentum
-    with Counter() as counter:
-        step(x, y)
+def count(step: Step, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
+    """What one step does; of bytes, what one with a single attack step does, since all attack steps keep as many."""
     with SavedForBackward() as saved:
-        short(x, y)
+        step(x, y, 1)  # which allocates the momentum
+    with Counter() as counter:
+        step(x, y, steps)
     flops = {f"{kind}_flops": value for kind, value in counter.flops.items()}
     kept = {"attack_pass": saved.passes[0], "training_pass": max(saved.passes[1:])}
     return counter.counts | flops | {"bytes": kept, "waits": dict(counter.waits)}
@@ -183,10 +185,11 @@ def measure(network: str, steps: int, images: int, losses: tuple[str, ...] = pub
     gates = [Gate("convolutions of the network", layers.convolutions, convolutions, convolutions)]
     record: dict[str, Any] = {"steps": steps, "batch": images, "layers": vars(layers)}
     for name in losses:
-        record[name] = {
-            way: count(*(step_of(way, name, network, k, images) for k in (steps, 1)), x, y)
-            for way in ("lean", "published")
+        ways = {
+            "lean": lean_step(name, built(network), images),
+            "published": published_step(name, built(network)),
         }
+        record[name] = {way: count(step, x, y, steps) for way, step in ways.items()}
         gates += gates_of(name, record[name], layers, steps)
     record["small_work"], more = small_work(built(network))
     record["gates"] = [gate.record() for gate in gates + more]

@@ -220,11 +220,11 @@ def test_no_loss_waits(name: str, inner: str) -> None:
 def test_a_step_on_a_gpu_never_waits(name: str) -> None:
     """PyTorch's own check, which sees what a counter of operations cannot."""
     model = counters.built("preact_resnet_small").cuda()
-    step = counters.lean_step(name, model, steps=2, images=4)
+    step = counters.lean_step(name, model, images=4)
     x, y = (tensor.cuda() for tensor in counters.batch_of("preact_resnet_small", 4))
-    step(x, y)
+    step(x, y, 2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(x, y)
+        step(x, y, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
