@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # USR
 
 AGREE = 5.0  # seconds between two agreements of several processes, where that is more than a step and less than ten
 ECHO = 3.0  # seconds within which a signal that comes again is the same request: from the terminal and from torchrun
-LINGER = 120.0  # seconds in which the main process has put the job into the queue again
+LINGER = 60.0  # seconds in which the main process has put the job into the queue again
 
 
 class Interrupted(Exception):
