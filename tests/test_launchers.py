@@ -13,6 +13,7 @@ import pytest
 import yaml
 from torch.distributed import HashStore
 
+from advtrain import cli
 from advtrain.launchers import PORTS, adopt, agreed_name, check_launcher, first_host
 from advtrain.types import SettingError
 
@@ -157,11 +158,22 @@ def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProc
     ),
 )
 def test_sweeps_are_refused_before_the_first_point_starts(
-    tmp_path: Path, words: tuple[str, ...], expected: str
+    tmp_path: Path,
+    words: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = run(tmp_path, *words)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    def started(*arguments: object) -> None:
+        raise AssertionError("Hydra was asked to start it")
+
+    monkeypatch.setattr(cli, "_hydra_main", started)
+    monkeypatch.setattr(sys, "argv", ["advtrain", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.train()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("advtrain: error: ") and expected in line
     assert not list(tmp_path.iterdir())
 
