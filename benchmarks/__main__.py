@@ -6,7 +6,12 @@ import sys
 
 import benchmarks
 
-HELPERS = ("__main__", "counting", "published")  # modules that are no benchmark of their own
+HELPERS = (  # modules that are no benchmark of their own
+    "__main__",
+    "counting",
+    "published",
+    *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
+)
 
 
 def names() -> list[str]:
