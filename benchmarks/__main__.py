@@ -6,12 +6,14 @@ import sys
 
 import benchmarks
 
-HELPERS = (  # modules that are no benchmark of their own
+HELPERS = (
     "__main__",
+    "compiled_graphs",
     "counting",
-    "published",
+    "formulas",
     *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
-)
+    "published",
+)  # modules that are no benchmark of their own
 
 
 def names() -> list[str]:
