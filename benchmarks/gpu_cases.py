@@ -13,6 +13,7 @@ from advtrain.attacks import PGD
 from advtrain.data.base import Batch
 from advtrain.losses import IKL, PGDAT, TRADES, Loss
 from advtrain.models import PreActResNet, WideResNet, resnet_50
+from benchmarks.gpu_timing import significant
 
 EPS = 8 / 255
 DIFFERENT_BATCHES = 4  # in turn, so that no cache holds the images of the last step
@@ -157,7 +158,7 @@ def forward_flops(case: Case, data: list[Batch], device: torch.device, toy: bool
 def work(case: Case, flops: float) -> dict[str, Any]:
     """What a step is worth, for the record."""
     return {
-        "forward_gflop_per_image": round(flops / 1e9, 4),
-        "useful_gflop_per_image": round(case.forwards * flops / 1e9, 4),
-        "useful": f"({case.forwards} F: 2 K + {FORWARDS_BEYOND_THE_ATTACK[case.loss]}, K = {case.steps})",
+        "forward_gflop_per_image": significant(flops / 1e9),
+        "useful_gflop_per_image": significant(case.forwards * flops / 1e9),
+        "useful": f"{case.forwards} F (2 K + {FORWARDS_BEYOND_THE_ATTACK[case.loss]}, K = {case.steps})",
     }
