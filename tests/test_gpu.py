@@ -3,6 +3,7 @@
 The reference is float64 on the CPU, or the run that nobody disturbed.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -123,8 +124,12 @@ def test_bfloat16_keeps_the_direction_at_fixed_images(name: str, device: str) ->
 
 
 @on_both
-def test_a_compiled_step_is_one_graph_for_every_radius(device: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_type_checks")  # torch.compile cannot trace them
+def test_a_compiled_step_is_one_graph_for_every_radius(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`fullgraph` raises where there would be two; a second compilation raises, too."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would keep all of it
     attack = PGD(norm="l2", eps=0.2, steps=2, init="none")
     settings: dict[str, Any] = {"device": device, "precision": "fp32", "attack": attack}
     runs = {
