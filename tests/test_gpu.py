@@ -193,7 +193,7 @@ def test_one_process_of_a_group_is_a_process_alone(device: str, uninterrupted: P
 @on_both_slowly
 def test_the_quickstart(device: str, tmp_path: Path) -> None:
     """One epoch of it: training, evaluation, bundle; AutoAttack on the GPU only, where it is quick."""
-    less = ["eval=clean_pgd", "eval.pgd.n_examples=40", "eval.pgd.steps=2", "eval.pgd.restarts=1"]
+    less = ["eval=clean_pgd", "eval.pgd.n_examples=20"]
     command = [sys.executable, "-m", "advtrain", "name=run", "trainer.epochs=1", f"trainer.device={device}"]
     finish(process([*command, *(less if device == "cpu" else [])], tmp_path))
     run = tmp_path / "runs" / "run"
