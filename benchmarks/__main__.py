@@ -6,7 +6,14 @@ import sys
 
 import benchmarks
 
-HELPERS = ("__main__", "counting", "published")  # modules that are no benchmark of their own
+HELPERS = (
+    "__main__",
+    "comparisons",
+    "counting",
+    "live_bytes",
+    "published",
+    "timing",
+)  # modules that are no benchmark of their own
 
 
 def names() -> list[str]:
