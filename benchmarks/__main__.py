@@ -6,14 +6,8 @@ import sys
 
 import benchmarks
 
-HELPERS = (
-    "__main__",
-    "comparisons",
-    "counting",
-    "live_bytes",
-    "published",
-    "timing",
-)  # modules that are no benchmark of their own
+# Modules that are no benchmark of their own.
+HELPERS = ("__main__", "comparisons", "counting", "live_bytes", "page", "published", "timing")
 
 
 def names() -> list[str]:

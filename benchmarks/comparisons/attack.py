@@ -61,8 +61,13 @@ def measured(network: Callable[[], nn.Module], x: Tensor, y: Tensor, *, steps: i
     turns a gradient near zero into a whole step, and the paths part; how near the gradients are is told for the steps.
     """
     torch.compiler.reset()
-    ways: dict[str, Any] = {RIVAL: rival(network().eval().requires_grad_(True), x, y, steps)}
-    ways |= {name: ours(network().eval(), x, y, steps, *how) for name, how in RUNGS.items()}
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return network().eval().requires_grad_(True)
+
+    ways: dict[str, Any] = {RIVAL: rival(model(), x, y, steps)}
+    ways |= {name: ours(model(), x, y, steps, *how) for name, how in RUNGS.items()}
     theirs = ways[RIVAL]()
     images = {name: way() for name, way in ways.items()}
     works: dict[str, Work] = ways
