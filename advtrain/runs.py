@@ -12,8 +12,10 @@ from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, archit
 from advtrain.data.base import Dataset
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
+from advtrain.engine.acceleration import OFF
+from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.engine.free import check_free, free_attack
-from advtrain.engine.numerics import device_named
+from advtrain.engine.numerics import check_numerics, device_named
 from advtrain.engine.progress import console, duration
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
@@ -26,10 +28,10 @@ from advtrain.types import Attack, SettingError
 PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
 
 
-def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
+def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: bool = False) -> dict[str, Any]:
     """Builds everything that is cheap and checks that the choices go together; returns the parts by group.
 
-    No model is built and no data is decoded.
+    No model is built and no data is decoded. What will train `elsewhere` needs no GPU here.
 
     Raises:
         SettingError: something cannot be used.
@@ -48,7 +50,8 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
-    device_named(parts["trainer"].device)
+    if not elsewhere:
+        check_numerics(parts["trainer"], device_named(parts["trainer"].device))
     return parts
 
 
@@ -70,9 +73,8 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
-    if distributed.is_main():
-        directories.claim(directory, config)
     with distributed.process_group(device):
+        _claim(directory, config)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
             console.print(_opening(trainer, parts, directory))
@@ -81,6 +83,20 @@ def train_run(config: dict[str, Any], name: str) -> None:
         distributed.leave()
     if distributed.is_main() and record is not None:
         _conclude(config, parts, record, directory)
+
+
+def _claim(directory: Path, config: dict[str, Any]) -> None:
+    """The main process claims the directory, and all processes fail alike where it may not."""
+
+    def refusal() -> str:
+        try:
+            directories.claim(directory, config)
+        except SettingError as error:
+            return str(error)
+        return ""
+
+    if message := distributed.on_main(refusal):
+        raise SettingError(message)
 
 
 def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:
@@ -230,14 +246,23 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
     lines += _selection(trainer)
-    precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
-        " with bfloat16 autocast" if trainer.numerics.autocast else ""
-    )
     lines.append(
-        f"numerics  {precision} on {trainer.device} × {distributed.world_size()}, batch {settings.images_per_step}, "
-        f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
+        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}, "
+        f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
+    lines.append(f"compile   {_compiled(trainer)}")
     return "\n".join(lines)
+
+
+def _compiled(trainer: Trainer) -> str:
+    """How the passes are run, and whether that reaches the attack."""
+    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    if acceleration == OFF or not attacked or attack is None:
+        return str(acceleration)
+    if takes_passes(attack, acceleration, trainer.settings.epochs):
+        return str(acceleration)
+    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

@@ -7,7 +7,17 @@ import sys
 import benchmarks
 
 # Modules that are no benchmark of their own.
-HELPERS = ("__main__", "comparisons", "counting", "live_bytes", "page", "published", "timing")
+HELPERS = (
+    "__main__",
+    "comparisons",
+    "compiled_graphs",
+    "counting",
+    "formulas",
+    "live_bytes",
+    "page",
+    "published",
+    "timing",
+)
 
 
 def names() -> list[str]:

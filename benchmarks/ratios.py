@@ -9,6 +9,7 @@ figure stands beside every time. Evaluation has a benchmark of its own: `python 
 """
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -190,8 +191,8 @@ def tell(title: str, ways: dict[str, Any]) -> None:
         print(f"{title:32}{name:20}{figures['milliseconds']:>10g} ms{ratio:>10g} ({low:g} to {high:g})", flush=True)
 
 
-def record(parts: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """The parts with where they come from."""
+def heading(rounds: int) -> dict[str, Any]:
+    """Where what is measured now comes from."""
     installed = {"torchattacks": metadata.version("torchattacks")} if attack.installed() else {}
     return {
         "command": shlex.join(["python", "-m", "benchmarks", "ratios", *sys.argv[1:]]),
@@ -201,8 +202,17 @@ def record(parts: dict[str, Any], rounds: int) -> dict[str, Any]:
         "hardware": hardware("cpu"),
         "versions": versions() | {name: metadata.version(name) for name in ("torchvision", "pillow")} | installed,
         "wanted": WANTED,
-        **parts,
     }
+
+
+def joined(head: dict[str, Any], parts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record of these parts, with what another command measured at the same commit and wrote into `path` before."""
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    others = {name: old[name] for name in PARTS if name in old and name not in parts}
+    if not others or old["git_commit"] != head["git_commit"] or old["versions"] != head["versions"]:
+        return head | parts
+    both = {key: " && ".join(dict.fromkeys((old[key], head[key]))) for key in ("command", "measured")}
+    return head | both | others | parts
 
 
 def main() -> None:
@@ -217,8 +227,8 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(PARTS)}, got {', '.join(sorted(wrong))}")
     torch.set_num_threads(1)
     sizes = (toy if arguments.toy else full)(arguments.rounds)
-    found: dict[str, Any] = {}
+    head, found = heading(arguments.rounds), {}  # the commit before a record is written, which would make it dirty
     for name in (name for name in PARTS if name in chosen):
         found[name] = PARTS[name](sizes)
-        write_record(record(found, arguments.rounds), arguments.out)  # what is stopped keeps what it had found
+        write_record(joined(head, found, arguments.out), arguments.out)  # what is stopped keeps what it had found
     print(arguments.out)
