@@ -25,7 +25,8 @@ def counters(records: Records) -> str:
                 counts = tuple(f"{one[key]:,}" for key in COUNTED)
                 body.append((f"{title}, {word}", *counts, f"{flops:.1f}", f"{kept:.1f}"))
     head = ("step", "conv forward", "input gradient", "weight gradient", "host waits", "operations", "GFLOP")
-    gates = [gate for one in record.values() if isinstance(one, dict) for gate in one.get("gates", [])]
+    networks = [one for one in record.values() if isinstance(one, dict) and "gates" in one]
+    gates = [gate for one in networks for part in (one, one.get("compiled", {})) for gate in part.get("gates", [])]
     held = f"{sum(gate['holds'] for gate in gates)} of {len(gates)} gates hold."
     note = (
         f"PreActResNet-18, {found['steps']} attack steps; GFLOP and MiB per image, MiB kept for one attack pass. {held}"

@@ -159,6 +159,18 @@ def test_toy_form_runs_through_everything(tmp_path: Path, monkeypatch: pytest.Mo
         assert one["parity"]["weight_gradient"] < (1e-4 if exact else 0.1)
 
 
+def test_a_part_joins_what_the_same_commit_measured_before(tmp_path: Path) -> None:
+    path = tmp_path / "ratios.json"
+    head = {"command": "a", "measured": "9 rounds", "git_commit": "g", "versions": {"torch": "1"}}
+    path.write_text(json.dumps(ratios.joined(head, {"losses": 1, "attack": 1}, path)))
+    later = {**head, "command": "b", "measured": "3 rounds"}
+    both = ratios.joined(later, {"steps": 2, "attack": 2}, path)
+    assert (both["losses"], both["attack"], both["steps"]) == (1, 2, 2)
+    assert (both["command"], both["measured"]) == ("a && b", "9 rounds && 3 rounds")
+    for other in ({**later, "git_commit": "h"}, {**later, "versions": {"torch": "2"}}):
+        assert "losses" not in ratios.joined(other, {"steps": 2}, path)
+
+
 def test_an_unknown_part_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["python -m benchmarks ratios", "out.json", "--only", "losses,speed"])
     with pytest.raises(SystemExit):
