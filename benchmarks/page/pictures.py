@@ -1,4 +1,4 @@
-"""Pictures of the records: the ladder of ratios with the marks that are wanted, and the roofline."""
+"""Pictures of the records: ladders of ratios with the marks that are wanted, and the roofline of a CPU core."""
 
 import hashlib
 import io
@@ -15,34 +15,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PARTS = "Parts: times as fast as others' (logarithmic)"
+PARTS = "Attack, loss, loader, evaluation (logarithmic)"
 EXACT, OTHER, MARK = LIGHT.robust, LIGHT.clean, LIGHT.warning
 Bar = tuple[str, dict[str, Any], float | None, str]  # label, ratio and range, wanted, colour
 
 
 def ladder(records: Records) -> bytes | None:
-    """Times as fast by rung: training steps, then everything else on a logarithmic scale, then GPUs."""
-    groups = {**step_bars(records.ratios), **part_bars(records)}
-    groups |= gpu_bars(records)
+    """On a CPU: training steps against the published way, then everything else on a logarithmic scale."""
+    return _ladder({**step_bars(records.ratios), **part_bars(records)}, "One CPU thread: times as fast as others")
+
+
+def gpu_ladder(records: Records) -> bytes | None:
+    """On GPUs: training steps against the published way."""
+    return _ladder(gpu_bars(records), "GPU: times as fast as the published step")
+
+
+def _ladder(groups: dict[str, list[Bar]], title: str) -> bytes | None:
     if not groups:
         return None
     from matplotlib.figure import Figure
 
     heights = [len(bars) + 0.4 for bars in groups.values()]
     with styled(LIGHT):
-        figure = Figure(figsize=(WIDTH, 0.25 * sum(heights) + 0.62 * len(groups) + 0.7), layout="constrained", dpi=DPI)
+        figure = Figure(figsize=(WIDTH, 0.25 * sum(heights) + 0.62 * len(groups) + 1.0), layout="constrained", dpi=DPI)
+        figure.suptitle(title, fontsize=11, fontweight="bold")
         axes = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for ax, (title, bars) in zip(axes, groups.items(), strict=True):
-            _bars(ax, title, bars)
-        _ladder_legend(figure)
-        return png(figure, digest({name: groups[name] for name in groups}))
+        for ax, (name, bars) in zip(axes, groups.items(), strict=True):
+            _bars(ax, name, bars)
+        _ladder_legend(figure, {bar[-1] for bars in groups.values() for bar in bars})
+        return png(figure, digest(groups))
 
 
 def step_bars(record: dict[str, Any]) -> dict[str, list[Bar]]:
     """Of each network and loss."""
     groups: dict[str, list[Bar]] = {}
     for title, case in record.get("steps", {}).items():
-        bars = groups.setdefault(f"{title}: times the published step", [])
+        bars = groups.setdefault(f"Step, {title}", [])
         for name, one in case["ways"].items():
             if name != "published":
                 colour = EXACT if one["precision"] == "float32" else OTHER
@@ -84,14 +92,14 @@ def gpu_bars(records: Records) -> dict[str, list[Bar]]:
                 found = one.get("times_as_fast_as", {}).get(gpu.RIVAL)
                 if found is not None and not rung.startswith("published"):
                     figures = {"ratio": found["median"], "range": found["range"]}
-                    bars = groups.setdefault(f"GPU, {title}: times the published step", [])
+                    bars = groups.setdefault(title, [])
                     bars.append((rung, figures, mark[0] if mark else None, EXACT))
     return groups
 
 
 def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
     places = list(range(len(bars)))
-    left = 0.5 if title == PARTS else 0.0
+    left = 0.25 if title == PARTS else 0.0
     ax.barh(places, [found["ratio"] - left for _, found, _, _ in bars], left=left, color=[bar[-1] for bar in bars])
     for place, (_, found, wanted, _) in zip(places, bars, strict=True):
         ax.plot(found["range"], [place, place], color=LIGHT.ink, linewidth=1.2, solid_capstyle="butt")
@@ -122,25 +130,25 @@ def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
         ax.set_xlim(0, max(largest * 1.05, 2))
 
 
-def _plain(axis: Any) -> None:
-    """Numbers of a logarithmic axis as 1, 10, 100."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _plain(axis: Any, at: tuple[int, ...] = (1,)) -> None:
+    """Numbers of a logarithmic axis as 1, 10, 100, at these digits."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    axis.set_major_locator(LogLocator(subs=at))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _ladder_legend(figure: "Figure") -> None:
+def _ladder_legend(figure: "Figure", colours: set[str]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(color=EXACT, label="same mathematics (float32; GPU: see the rung)"),
-        Patch(color=OTHER, label="bfloat16 autocast, opt-in"),
-        Line2D([], [], color=MARK, linewidth=2.4, label="wanted"),
-        Line2D([], [], color=LIGHT.ink, linewidth=1.2, label="range over the rounds"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    handles: list[Any] = [Line2D([], [], color=LIGHT.ink, linewidth=1.2, label="range over the rounds")]
+    handles.append(Line2D([], [], color=MARK, linewidth=2.4, label="wanted"))
+    if OTHER in colours:
+        handles.append(Patch(color=EXACT, label="float32"))
+        handles.append(Patch(color=OTHER, label="bfloat16 autocast, opt-in"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 
 def roofline(records: Records) -> bytes | None:
@@ -155,15 +163,16 @@ def roofline(records: Records) -> bytes | None:
         ax = figure.subplots()
         ax.set_xscale("log")
         ax.set_yscale("log")
-        _plain(ax.xaxis)
-        _plain(ax.yaxis)
         _ceilings(ax, found)
+        for axis in (ax.xaxis, ax.yaxis):
+            _plain(axis, (1, 2, 5))
         _layers(ax, found["layers"])
-        for name, (marker, offset) in {"published": ("X", (8, -12)), "ours, eager": ("*", (8, 4))}.items():
+        for name, (marker, down) in {"published": ("X", 2), "ours, eager": ("*", 2)}.items():
             one = found["attack_steps"][name]
             place = (one["flops"] / one["bytes"], one["gflops"])
             ax.plot(*place, marker, color=LIGHT.ours, markersize=13, markeredgecolor=LIGHT.ground, zorder=4)
-            ax.annotate(f"attack step, {name}", place, offset, textcoords="offset points", fontsize=9, color=LIGHT.ours)
+            words: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 9, "color": LIGHT.ours}
+            ax.annotate(f"attack step, {name}", place, (-10, down), **words)
         ax.set_xlabel("FLOPs per byte (of convolutions: each tensor once; of steps: all that operations touch)")
         ax.set_ylabel("GFLOP/s")
         ax.set_title(f"{found['model']}, {found['images']} images, one thread, float32")
@@ -212,6 +221,7 @@ def _layers(ax: "Axes", layers: list[dict[str, Any]]) -> None:
 
 PICTURES: dict[str, Callable[[Records], bytes | None]] = {
     "performance_ladder.png": ladder,
+    "performance_ladder_gpu.png": gpu_ladder,
     "performance_roofline.png": roofline,
 }
 

@@ -53,7 +53,7 @@ def test_the_pictures_are_up_to_date(name: str) -> None:
     assert (drawn is None) == (not path.exists())
     if drawn is not None:  # the digest of what is shown: pixels differ between versions of Matplotlib
         assert digest_of(path.read_bytes()) == digest_of(drawn), "run python scripts/performance_page.py"
-        assert len(path.read_bytes()) < 200_000
+        assert len(path.read_bytes()) < 300_000
 
 
 def digest_of(content: bytes) -> bytes:
@@ -113,8 +113,9 @@ def test_a_gpu_record_has_its_ladder_and_bars(tmp_path: Path) -> None:
     assert "3.40 (3.30 to 3.50)" in line(text, "+ bf16") and "31.0%" in line(text, "+ bf16")
     assert "failed: out of memory" in line(text, "+ CUDA graph")
     assert "wanted 3 times the published step, hoped for 5" in text and "gpu_h200.json" in text
+    assert pictures.gpu_ladder(records) is not None
     ((title, bars),) = pictures.gpu_bars(records).items()
-    assert title.startswith("GPU, wrn_34_10") and [bar[2] for bar in bars] == [3.0]
+    assert title.startswith("wrn_34_10") and [bar[2] for bar in bars] == [3.0]
 
 
 def test_counters_show_both_ways() -> None:
