@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from advtrain.losses import GKL, IKL, KL, TRADES, Loss
 from advtrain.models import resnet_50
-from tests.losses.live_bytes import LiveBytes
+from benchmarks.live_bytes import LiveBytes
 
 IMAGES, CLASSES = 256, 1000
 
