@@ -15,6 +15,7 @@ from advtrain.engine import run_directory as directories
 from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console, duration
+from advtrain.engine.sharding import REPLICATED, check_sharding
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
@@ -166,6 +167,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             "choose attack=pgd or loss=standard"
         )
     loss.check_accumulation(settings.accumulation)
+    check_sharding(settings)
     if attack is not None and not isinstance(attack, Attack):
         raise SettingError(
             f"attack: expected a class derived from advtrain.attacks.Attack, got {type(attack).__name__}; derive it"
@@ -220,7 +222,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"advtrain {advtrain.__version__}  →  {directory}",
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
         *(f"          {remark}" for remark in data.remarks()),
-        f"model     {type(trainer.model).__name__}, {parameters:,} parameters",
+        f"model     {type(trainer.model).__name__.removeprefix('FSDP')}, {parameters:,} parameters",
         f"minimise  {loss.formula()}",
     ]
     if loss.needs_attack:
@@ -233,8 +235,9 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
         " with bfloat16 autocast" if trainer.numerics.autocast else ""
     )
+    processes = f"{distributed.world_size()}{'' if trainer.sharding is REPLICATED else ' (fsdp)'}"
     lines.append(
-        f"numerics  {precision} on {trainer.device} × {distributed.world_size()}, batch {settings.images_per_step}, "
+        f"numerics  {precision} on {trainer.device} × {processes}, batch {settings.images_per_step}, "
         f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from advtrain import checks
+from advtrain import checks, distributed
 from advtrain.engine.batchnorm import NaturalImages, batchnorm_layers, recompute_statistics
 
 BATCHNORM = ("averaged", "copied", "recomputed")
@@ -227,4 +227,6 @@ def move_average(average: nn.Module, source: nn.Module, weight: float, *, copy_s
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    """Parameters and buffers; of a sharded model, whose average is sharded alike, this process's parts of them."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: distributed.own_part(tensor) for name, tensor in tensors.items()}
