@@ -12,8 +12,10 @@ from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, archit
 from advtrain.data.base import Dataset
 from advtrain.engine import Ingredients, Trainer
 from advtrain.engine import run_directory as directories
+from advtrain.engine.acceleration import OFF
+from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.engine.free import check_free, free_attack
-from advtrain.engine.numerics import device_named
+from advtrain.engine.numerics import check_numerics, device_named
 from advtrain.engine.progress import console, duration
 from advtrain.engine.sharding import REPLICATED, check_sharding
 from advtrain.evaluation import EvaluationSettings
@@ -49,7 +51,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
-    device_named(parts["trainer"].device)
+    check_numerics(parts["trainer"], device_named(parts["trainer"].device))
     return parts
 
 
@@ -232,15 +234,24 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
     lines += _selection(trainer)
-    precision = str(trainer.numerics.dtype).removeprefix("torch.") + (
-        " with bfloat16 autocast" if trainer.numerics.autocast else ""
-    )
     processes = f"{distributed.world_size()}{'' if trainer.sharding is REPLICATED else ' (fsdp)'}"
     lines.append(
-        f"numerics  {precision} on {trainer.device} × {processes}, batch {settings.images_per_step}, "
-        f"{settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
+        f"numerics  {trainer.numerics} on {trainer.device} × {processes}, "
+        f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
+    lines.append(f"compile   {_compiled(trainer)}")
     return "\n".join(lines)
+
+
+def _compiled(trainer: Trainer) -> str:
+    """How the passes are run, and whether that reaches the attack."""
+    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    if acceleration == OFF or not attacked or attack is None:
+        return str(acceleration)
+    if takes_passes(attack, acceleration, trainer.settings.epochs):
+        return str(acceleration)
+    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from advtrain import checks, distributed
 from advtrain.engine.batchnorm import NaturalImages, batchnorm_layers, recompute_statistics
+from advtrain.engine.foreach import copy_all
 
 BATCHNORM = ("averaged", "copied", "recomputed")
 
@@ -84,8 +85,8 @@ class _Average:
         self._stale = False  # whether weights moved since the statistics were recomputed
 
     def attach(self, model: nn.Module) -> nn.Module:
-        self._source = model
         self._copy = frozen_copy(model)
+        self._follower = Follower(self._copy, model, copy_statistics=self.batchnorm == "copied")
         return self._copy
 
     def after_step(self, step: int) -> None:
@@ -101,12 +102,12 @@ class _Average:
 
     def _take_over(self) -> None:
         """Makes the copy the model as it is, with its own statistics."""
-        move_average(self._copy, self._source, 1)
+        self._follower.move(1)
         self._stale = False
 
     def _move(self, weight: float) -> None:
         """Moves the copy by `weight` towards the model."""
-        move_average(self._copy, self._source, weight, copy_statistics=self.batchnorm == "copied")
+        self._follower.move(weight)
         self._stale = True
 
 
@@ -207,26 +208,41 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def move_average(average: nn.Module, source: nn.Module, weight: float, *, copy_statistics: bool = False) -> None:
-    """average ← average + weight · (source - average), for parameters and floating buffers; counters are copied.
+class Follower:
+    """Moves a model towards another one of the same architecture, in one operation for all that moves.
+
+    Where the tensors are is looked up once; the tensors themselves at each move, since a module may replace a buffer.
 
     Args:
-        average, source: models of one architecture.
-        weight: of the source.
-        copy_statistics: whether BatchNorm's buffers are copied, too.
+        average: what moves.
+        source: where to.
+        copy_statistics: whether BatchNorm's buffers are copied; otherwise they move as the weights do.
     """
-    averages, sources = _tensors(average), _tensors(source)
-    copied = {name for name, tensor in sources.items() if not tensor.is_floating_point()}
-    if copy_statistics:
-        copied |= {f"{layer}.{name}" for layer, norm in batchnorm_layers(source) for name, _ in norm.named_buffers()}
-    moved = [name for name in sources if name not in copied]
-    torch._foreach_lerp_([averages[n] for n in moved], [sources[n] for n in moved], weight)
-    for name in copied:
-        averages[name].copy_(sources[name])
+
+    def __init__(self, average: nn.Module, source: nn.Module, *, copy_statistics: bool = False) -> None:
+        self._moved: list[tuple[dict, dict, str]] = []
+        self._copied: list[tuple[dict, dict, str]] = []  # counters, too
+        statistics = {layer for _, layer in batchnorm_layers(source)} if copy_statistics else set()
+        known: set[Tensor] = set()  # what two modules share moves once
+        for own, its in zip(average.modules(), source.modules(), strict=True):
+            for here, there in ((own._parameters, its._parameters), (own._buffers, its._buffers)):
+                copied = its in statistics and there is its._buffers
+                for name, tensor in there.items():
+                    if tensor is not None and tensor not in known:
+                        known.add(tensor)
+                        places = self._moved if tensor.is_floating_point() and not copied else self._copied
+                        places.append((here, there, name))
+
+    @torch.no_grad()
+    def move(self, weight: float) -> None:
+        """average ← average + weight · (source - average); 1 makes the two equal."""
+        if self._moved:
+            here, there = _tensors(self._moved)
+            torch._foreach_lerp_(here, there, weight)
+        copy_all(*_tensors(self._copied))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; of a sharded model, whose average is sharded alike, this process's parts of them."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: distributed.own_part(tensor) for name, tensor in tensors.items()}
+def _tensors(places: list[tuple[dict, dict, str]]) -> tuple[list[Tensor], list[Tensor]]:
+    """What is there now; of sharded models, which are cut up alike, this process's parts."""
+    own = [distributed.own_part(here[name]) for here, _, name in places]
+    return own, [distributed.own_part(there[name]) for _, there, name in places]

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from advtrain.engine.foreach import copies, copy_all
+
 
 @contextmanager
 def attack_mode(model: nn.Module, batchnorm: str = "eval") -> Iterator[None]:
@@ -56,11 +58,12 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def buffer_copies(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = dict(model.named_buffers())
+    return dict(zip(buffers, copies(buffers.values()), strict=True))
 
 
 @torch.no_grad()
 def restore_buffers(model: nn.Module, copies: dict[str, torch.Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        if name in copies:
-            buffer.copy_(copies[name])
+    if copies:
+        buffers = dict(model.named_buffers())
+        copy_all([buffers[name] for name in copies], list(copies.values()))

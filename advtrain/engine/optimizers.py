@@ -1,9 +1,18 @@
-"""Optimisers as settings: built once the model exists."""
+"""Optimisers as settings: built once the model exists.
+
+On a GPU an update is one fused kernel that reads and writes each number once; it is the same formula, whose roundings
+may differ in the last bit. On a CPU PyTorch's plain loop stays: fused updates would save 12 ms of a step that takes
+seconds (PreActResNet-18), and AdamW's change the last bit.
+"""
+
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain import checks
+
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 class SGD:
@@ -35,7 +44,8 @@ class SGD:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(model, self.weight_decay, self.decay_norms)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        settings = {"momentum": self.momentum, "nesterov": self.nesterov, "fused": fusible(model)}
+        return resumable(torch.optim.SGD(groups, lr=self.lr, **settings))
 
 
 class AdamW:
@@ -67,7 +77,7 @@ class AdamW:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(model, self.weight_decay, self.decay_norms)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return resumable(torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fusible(model)))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
@@ -79,3 +89,28 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_norms: bool) -
     vectors = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def fusible(model: nn.Module) -> bool | None:
+    """True where the update of all parameters can be one kernel; None leaves the choice to PyTorch.
+
+    Parameters that are sharded over processes are no plain tensors; PyTorch has no fused SGD for them.
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    plain = all(type(p.data) is Tensor and p.is_cuda and p.is_floating_point() for p in learning)
+    return True if learning and plain else None
+
+
+def resumable(optimizer: Optimizer) -> Optimizer:
+    """Makes `optimizer` keep its own form of update when it loads a state, which may be one of another machine.
+
+    A state dict has the form among its hyperparameters, and loading it would take that over; nothing else of the state
+    depends on it.
+    """
+
+    def keep(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        own = {form: optimizer.param_groups[0].get(form) for form in ("fused", "foreach")}  # alike in all groups
+        return {**state, "param_groups": [group | own for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep)
+    return optimizer

@@ -20,13 +20,14 @@ from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints, collapse
+from advtrain.engine.acceleration.choice import asked_for
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
 from advtrain.engine.interrupts import Interrupted, StopRequest
 from advtrain.engine.loggers import Logger, MetricsFile
 from advtrain.engine.meter import Meter
-from advtrain.engine.numerics import device_named, numerics
+from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
@@ -94,6 +95,7 @@ class Trainer:
         self.parts, self.settings, self.seed, self.directory = ingredients, settings, seed, directory
         self._config = config
         self.device = device_named(settings.device)
+        check_numerics(settings, self.device)
         self.numerics = numerics(settings, self.device, ingredients.data.image_shape[0])
         self.train_loader = ingredients.data.train_loader(
             batch_size=settings.images_per_step,
@@ -121,6 +123,7 @@ class Trainer:
         self.sharding = sharding_named(settings.sharding, self.device)
         self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
+        self.acceleration = asked_for(settings)
         self.step = TrainingStep(
             self.model,
             self.loss,
@@ -131,6 +134,7 @@ class Trainer:
             attack_batchnorm=settings.attack_batchnorm,
             clip_norm=settings.clip_norm,
             seed=seed,
+            acceleration=self.acceleration,
             sharding=self.sharding,
         )
         self.position = Position()
@@ -161,7 +165,7 @@ class Trainer:
         if metrics is not None:
             self.parts.logger.start(self.directory, self._config)
         try:
-            with self._stop.listening(), progress.shown():
+            with self._stop.listening(), progress.shown(), self.numerics.products():
                 while self.position.epoch < self.settings.epochs:
                     self._train_epoch(self.position.epoch + 1, progress, metrics)
         finally:

@@ -1,10 +1,12 @@
 """Adaptive sharpness-aware minimisation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from advtrain import checks
+from advtrain.engine.foreach import copies, scale_all
 from advtrain.engine.weight_perturbations.base import TINY, AscentStep
 
 
@@ -28,14 +30,16 @@ class ASAM(AscentStep):
         self.rho = checks.number("weight_perturbation.rho", rho, low=0)
         self.eta = checks.number("weight_perturbation.eta", eta, low=0)
 
-    def moves(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        lengths = [_scaled(self.eta, name, weights[name], gradient).norm() for name, gradient in gradients.items()]
-        factor = self.rho / nn.utils.get_total_norm(lengths).clamp_min(TINY)
-        for name, gradient in gradients.items():
-            once = _scaled(self.eta, name, weights[name], gradient)
-            yield name, _scaled(self.eta, name, weights[name], once) * factor
-
-
-def _scaled(eta: float, name: str, weight: Tensor, gradient: Tensor) -> Tensor:
-    """T·g."""
-    return gradient * (weight.abs() + eta) if "weight" in name.rpartition(".")[2] else gradient
+    def moves(self, weights: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        scaled = [name for name in gradients if "weight" in name.rpartition(".")[2]]
+        own = [gradients[name] for name in scaled]
+        scale = copies(weights[name] for name in scaled)
+        if scaled:  # T, and T·g in the place of g
+            torch._foreach_abs_(scale)
+            torch._foreach_add_(scale, self.eta)
+            torch._foreach_mul_(own, scale)
+        length = nn.utils.get_total_norm(gradients.values())
+        if scaled:
+            torch._foreach_mul_(own, scale)
+        scale_all(gradients.values(), self.rho / length.clamp_min(TINY))
+        return gradients

@@ -1,7 +1,8 @@
 """Adversarial weight perturbation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from advtrain import checks
@@ -35,8 +36,14 @@ class AWP(AscentStep):
         super().__init__(start_epoch=start_epoch)
         self.gamma = checks.number("weight_perturbation.gamma", gamma, low=0)
 
-    def moves(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in weights.items():
-            if weight.dim() > 1:
-                gradient = gradients[name]
-                yield name, gradient * (self.gamma * weight.norm() / gradient.norm().clamp_min(TINY))
+    def moves(self, weights: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        moving = {name: gradients[name] for name, weight in weights.items() if weight.dim() > 1}
+        if not moving:
+            return moving
+        sizes = torch._foreach_norm([weights[name] for name in moving])
+        slopes = torch._foreach_norm(list(moving.values()))
+        # Not in place: the norm of a sharded tensor is summed over processes first, into a tensor of another kind.
+        factors = torch._foreach_div(torch._foreach_mul(sizes, self.gamma), torch._foreach_clamp_min(slopes, TINY))
+        # Each gradient by a factor of its own, which stays on the device: on a GPU one launch each.
+        torch._foreach_mul_(list(moving.values()), factors)
+        return moving

@@ -15,7 +15,9 @@ The ascent pass runs in train mode, by batch statistics, but leaves no trace: Ba
 class prior are put back. They take in the perturbed pass alone, as in the published AWP code. (Common SAM code does
 the reverse: it takes in the first pass and freezes the statistics in the second.)
 
-A perturbation costs one more forward and backward pass of the loss, and a copy of the weights that it moves.
+A perturbation costs one more forward and backward pass of the loss, and a copy of the weights that it moves. The
+displacements take the place of the ascent's gradients, and all weights go through each operation together: a handful
+of launches for a whole network, and no number that the host waits for.
 """
 
 from abc import ABC, abstractmethod
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain import checks
+from advtrain.engine.foreach import add_all, copies, copy_all
 
 TINY = 1e-20  # keeps 0/0 from becoming NaN: a zero gradient moves nothing
 
@@ -62,15 +65,13 @@ class AscentStep(ABC):
         self.start_epoch = checks.integer("weight_perturbation.start_epoch", start_epoch, low=1)
 
     @abstractmethod
-    def moves(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yields the name and the displacement of each weight that moves.
-
-        Each weight moves as soon as its pair is out, so that only one displacement is in memory at a time: whatever
-        depends on several weights is computed before the first one.
+    def moves(self, weights: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The displacement of each weight that moves, by name.
 
         Args:
             weights: of the parameters that have a gradient, by name.
-            gradients: of the training loss, by the same names.
+            gradients: of the training loss, by the same names. They may be overwritten, since nobody needs them
+                afterwards: a displacement that is made of its gradient in place takes no memory of its own.
         """
 
     def for_epoch(self, epoch: int) -> WeightPerturbation:
@@ -81,15 +82,17 @@ class AscentStep(ABC):
         ascent()
         weights = {name: p for name, p in model.named_parameters() if p.grad is not None}
         gradients = {name: p.grad for name, p in weights.items() if p.grad is not None}
-        originals: dict[str, Tensor] = {}
+        moving: list[Tensor] = []
+        originals: list[Tensor] = []
         try:
             with torch.no_grad():
-                for name, move in self.moves(weights, gradients):
-                    originals[name] = weights[name].clone()
-                    weights[name].add_(move)
+                moves = self.moves(weights, gradients)
+                moving = [weights[name] for name in moves]
+                originals = copies(moving)
+                add_all(moving, list(moves.values()))
+            del moves, gradients  # or they would live as long as the block
             model.zero_grad(set_to_none=True)
             yield
         finally:
             with torch.no_grad():  # copied back, since taking the move off again would round
-                for name, original in originals.items():
-                    weights[name].copy_(original)
+                copy_all(moving[: len(originals)], originals)

@@ -1,10 +1,11 @@
 """Sharpness-aware minimisation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from advtrain import checks
+from advtrain.engine.foreach import scale_all
 from advtrain.engine.weight_perturbations.base import TINY, AscentStep
 
 
@@ -25,7 +26,6 @@ class SAM(AscentStep):
         super().__init__(start_epoch=start_epoch)
         self.rho = checks.number("weight_perturbation.rho", rho, low=0)
 
-    def moves(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        scale = self.rho / nn.utils.get_total_norm(gradients.values()).clamp_min(TINY)
-        for name, gradient in gradients.items():
-            yield name, gradient * scale
+    def moves(self, weights: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        scale_all(gradients.values(), self.rho / nn.utils.get_total_norm(gradients.values()).clamp_min(TINY))
+        return gradients
