@@ -84,7 +84,7 @@ APART: dict[str, Callable[[], dict[str, Any]]] = {
 def run(directory: Path, name: str, sharding: str = "none", epochs: int = 2) -> Trainer:
     """Trains from where the directory's last checkpoint left off, or from the start."""
     choices = {"model": network(), "accumulation": 3, **(RUNS | APART)[name]()}
-    settings = {"batch_size": 48, "epochs": epochs, "sharding": sharding, "channels_last": True}
+    settings = {"batch_size": 48, "epochs": epochs, "sharding": sharding, "channels_last": True, "device": "cpu"}
     training = trainer(directory / name, **settings, **choices)
     training.fit()
     return training

@@ -180,17 +180,31 @@ def test_the_command_line_trains_a_sharded_wide_resnet(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("group")
 def test_a_sharded_run_leaves_the_files_of_a_replicated_one(tmp_path: Path) -> None:
     """Within one process: AWP, EMA, clipping, accumulation, the class prior, and a resume of one by the other."""
-    settings: dict[str, Any] = {"clip_norm": 0.5, "accumulation": 2, "batch_size": 48, "epochs": 1}
-    for sharding in ("none", "fsdp"):
-        parts = {"weight_perturbation": AWP(gamma=0.05), "averaging": EMA(decay=0.8)}
-        training = trainer(tmp_path / sharding, network(), sharding=sharding, **settings, **parts)
-        training.fit()
-        assert any(hasattr(p, "to_local") for p in training.model.parameters()) is (sharding == "fsdp")
-    assert difference(checkpoint(tmp_path / "none"), checkpoint(tmp_path / "fsdp")) < 1e-12
-    for before, after in (("none", "fsdp"), ("fsdp", "none")):
-        parts = {"weight_perturbation": AWP(gamma=0.05), "averaging": EMA(decay=0.8)}
-        trainer(tmp_path / before, network(), sharding=after, **{**settings, "epochs": 2}, **parts).fit()
-    assert difference(checkpoint(tmp_path / "none"), checkpoint(tmp_path / "fsdp")) < 1e-12
+    compare_in_one_process(tmp_path, "cpu", 1e-12)
+
+
+@pytest.mark.gpu
+def test_a_sharded_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same under NCCL, whose streams a CPU does not have."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        compare_in_one_process(tmp_path, "cuda", 1e-6)
+    finally:
+        dist.destroy_process_group()
+
+
+def compare_in_one_process(directory: Path, device: str, bound: float) -> None:
+    """Trains an epoch replicated and another one sharded, and the other way around."""
+    settings: dict[str, Any] = {"clip_norm": 0.5, "accumulation": 2, "batch_size": 48, "device": device}
+    for epochs, shardings in ((1, ("none", "fsdp")), (2, ("fsdp", "none"))):
+        for place, sharding in zip(("a", "b"), shardings, strict=True):
+            parts = {"weight_perturbation": AWP(gamma=0.05), "averaging": EMA(decay=0.8)}
+            training = trainer(directory / place, network(), epochs=epochs, sharding=sharding, **settings, **parts)
+            training.fit()
+            assert any(hasattr(p, "to_local") for p in training.model.parameters()) is (sharding == "fsdp")
+        assert difference(checkpoint(directory / "a"), checkpoint(directory / "b")) < bound
 
 
 @pytest.mark.usefixtures("group")
@@ -198,7 +212,7 @@ def test_a_parameter_without_dimensions_is_refused(tmp_path: Path) -> None:
     model = network()
     model.temperature = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(SettingError, match="got the number temperature in Sequential"):
-        trainer(tmp_path, model, sharding="fsdp")
+        trainer(tmp_path, model, sharding="fsdp", device="cpu")
 
 
 def test_one_process_without_torchrun_holds_everything() -> None:
