@@ -17,7 +17,6 @@ from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import check_numerics, device_named
 from advtrain.engine.progress import console, duration
-from advtrain.engine.sharding import REPLICATED, check_sharding
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
@@ -110,8 +109,7 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(_model_config(config["model"], directory))
     check_model(model, data.image_shape, data.num_classes)
-    groups = {group: parts[group] for group in PARTS}
-    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **groups)
+    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
 
 
@@ -183,7 +181,6 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
             "choose attack=pgd or loss=standard"
         )
     loss.check_accumulation(settings.accumulation)
-    check_sharding(settings)
     if attack is not None and not isinstance(attack, Attack):
         raise SettingError(
             f"attack: expected a class derived from advtrain.attacks.Attack, got {type(attack).__name__}; derive it"
@@ -248,9 +245,8 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
     elif parts["attack"] is not None:
         lines.append("          no attack: the configured one is not used by this loss")
     lines += _selection(trainer)
-    processes = f"{distributed.world_size()}{'' if trainer.sharding is REPLICATED else ' (fsdp)'}"
     lines.append(
-        f"numerics  {trainer.numerics} on {trainer.device} × {processes}, "
+        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}{trainer.sharding}, "
         f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     lines.append(f"compile   {_compiled(trainer)}")

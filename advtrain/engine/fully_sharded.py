@@ -27,6 +27,9 @@ class FullySharded:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    def __str__(self) -> str:
+        return " (fsdp)"
+
     def spread(self, *models: nn.Module) -> None:
         for model in {id(model): model for model in models}.values():
             scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]

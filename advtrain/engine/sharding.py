@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from advtrain import distributed
-from advtrain.config import TrainerSettings
-from advtrain.types import SettingError
 
 
 class Sharding(Protocol):
+    def __str__(self) -> str:
+        """What the opening lines of a run put behind the number of processes."""
+        ...
+
     def spread(self, *models: nn.Module) -> None:
         """Leaves to each process what it shall hold of the models, in place, before an optimiser is built on them.
 
@@ -56,6 +58,9 @@ class Sharding(Protocol):
 class Replicated:
     """Everything on each process."""
 
+    def __str__(self) -> str:
+        return ""
+
     def spread(self, *models: nn.Module) -> None:
         pass
 
@@ -88,31 +93,6 @@ def sharding_named(word: str, device: torch.device) -> Sharding:
     from advtrain.engine.fully_sharded import FullySharded  # brings DTensor, which is slow to import
 
     return FullySharded(device)
-
-
-def check_sharding(settings: TrainerSettings) -> None:
-    """Confirms that the other choices go together with `trainer.sharding`.
-
-    Raises:
-        SettingError: they do not.
-    """
-    if settings.sharding == "none":
-        return
-    if settings.compile != "off":
-        raise SettingError(
-            f"trainer.compile={settings.compile} with trainer.sharding=fsdp: expected off, since a compiled graph of "
-            "weights that come and go has not been shown to work; choose trainer.compile=off or trainer.sharding=none"
-        )
-    if settings.cuda_graph:
-        raise SettingError(
-            "trainer.cuda_graph=true with trainer.sharding=fsdp: expected false, since a graph is bound to the "
-            "addresses of weights, which change; choose trainer.cuda_graph=false or trainer.sharding=none"
-        )
-    if settings.batch_size == "auto":
-        raise SettingError(
-            "trainer.batch_size=auto with trainer.sharding=fsdp: expected a number, since the search runs in each "
-            "process by itself; give trainer.batch_size=128 (say) or choose trainer.sharding=none"
-        )
 
 
 def gradient_bytes(model: nn.Module) -> int:
