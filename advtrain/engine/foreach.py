@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from advtrain.distributed import own_part
+from advtrain.distributed import all_reduce_sum, own_part
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -35,6 +35,15 @@ def add_all(tensors: list[Tensor], others: list[Tensor]) -> None:
     """tensors[i] ← tensors[i] + others[i]."""
     if tensors:
         torch._foreach_add_(tensors, others)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each tensor, a number on its device; of one that is sharded over processes, that of the whole."""
+    own = torch._foreach_norm([own_part(tensor) for tensor in tensors])
+    if not tensors or own_part(tensors[0]) is tensors[0]:
+        return list(own)
+    squares = all_reduce_sum(torch.stack(list(own)).double().square())  # one message for all
+    return list(squares.sqrt().to(own[0].dtype).unbind())
 
 
 def scale_all(tensors: Iterable[Tensor], factor: Tensor) -> None:

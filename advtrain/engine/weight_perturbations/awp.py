@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from advtrain import checks
+from advtrain.distributed import own_part
+from advtrain.engine.foreach import norms
 from advtrain.engine.weight_perturbations.base import TINY, AscentStep
 
 
@@ -40,10 +42,11 @@ class AWP(AscentStep):
         moving = {name: gradients[name] for name, weight in weights.items() if weight.dim() > 1}
         if not moving:
             return moving
-        sizes = torch._foreach_norm([weights[name] for name in moving])
-        slopes = torch._foreach_norm(list(moving.values()))
-        # Not in place: the norm of a sharded tensor is summed over processes first, into a tensor of another kind.
-        factors = torch._foreach_div(torch._foreach_mul(sizes, self.gamma), torch._foreach_clamp_min(slopes, TINY))
+        sizes = norms([weights[name] for name in moving])
+        slopes = norms(list(moving.values()))
+        torch._foreach_mul_(sizes, self.gamma)
+        torch._foreach_clamp_min_(slopes, TINY)
+        torch._foreach_div_(sizes, slopes)
         # Each gradient by a factor of its own, which stays on the device: on a GPU one launch each.
-        torch._foreach_mul_(list(moving.values()), factors)
+        torch._foreach_mul_([own_part(gradient) for gradient in moving.values()], sizes)
         return moving
