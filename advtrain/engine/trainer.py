@@ -31,6 +31,7 @@ from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
+from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
@@ -119,6 +120,8 @@ class Trainer:
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
+        self.sharding = sharding_named(settings.sharding, self.device)
+        self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
         self.acceleration = asked_for(settings)
         self.step = TrainingStep(
@@ -132,6 +135,7 @@ class Trainer:
             clip_norm=settings.clip_norm,
             seed=seed,
             acceleration=self.acceleration,
+            sharding=self.sharding,
         )
         self.position = Position()
         self._stop = StopRequest(self.device)
@@ -213,16 +217,17 @@ class Trainer:
         """Validates the averaged model; returns whether it is the best so far."""
         self._prepare_average()
         position = self.position
-        accuracy = validate(
-            self.averaged,
-            self.held_out,
-            self.selection,
-            self.settings.validation,
-            seed=self.seed,
-            device=self.device,
-            dtype=self.numerics.dtype,
-            memory_format=self.numerics.memory_format,
-        )
+        with self.sharding.gathered(self.averaged):
+            accuracy = validate(
+                self.averaged,
+                self.held_out,
+                self.selection,
+                self.settings.validation,
+                seed=self.seed,
+                device=self.device,
+                dtype=self.numerics.dtype,
+                memory_format=self.numerics.memory_format,
+            )
         # Ties go to the better clean accuracy, then to the later epoch.
         is_best = (accuracy.robust, accuracy.clean) >= (position.best_robust, position.best_clean)
         if is_best:
@@ -258,16 +263,17 @@ class Trainer:
     def _prepare_average(self) -> None:
         """Whoever uses the averaged model, on whichever process, meets the same statistics of BatchNorm."""
         split = self.parts.data.split("train")
-        self.parts.averaging.before_use(partial(natural_images, split, seed=self.seed, numerics=self.numerics))
+        with self.sharding.gathered(self.averaged):
+            self.parts.averaging.before_use(partial(natural_images, split, seed=self.seed, numerics=self.numerics))
         distributed.share_buffers(self.averaged)
 
     def _save(self, path: Path) -> None:
         self._prepare_average()
         self.loss.synchronise()
         state = {
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.sharding.whole(self.model.state_dict()),
+            "averaged": self.sharding.whole(self.averaged.state_dict()),
+            "optimizer": self.sharding.whole(self.optimizer.state_dict()),
             "loss": self.loss.state_dict(),
             "position": asdict(self.position),
         }
@@ -279,9 +285,9 @@ class Trainer:
         distributed.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.sharding.load_model(self.model, state["model"])
+        self.sharding.load_model(self.averaged, state["averaged"])
+        self.sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.loss.load_state_dict(state["loss"])
         if self.warm_start is not None:
             self.warm_start.load_state_dict(state["attack"])

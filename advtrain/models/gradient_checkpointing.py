@@ -19,23 +19,15 @@ def checkpoint_blocks(model: nn.Module) -> list[nn.Module]:
     the bit. It costs one more forward pass per backward pass: a training step takes 4/3 of its operations, an attack
     step 3/2. The state dict, `copy.deepcopy` and the model's class do not change.
 
-    A block is a member of an nn.Sequential or nn.ModuleList that is no single layer and has no blocks inside. timm's
-    own `set_grad_checkpointing` is not used: it does not work with `torch.autograd.grad`, by which attacks
-    differentiate, and it updates BatchNorm's running statistics twice per step.
+    Blocks are those of `blocks_of`. timm's own `set_grad_checkpointing` is not used: it does not work with
+    `torch.autograd.grad`, by which attacks differentiate, and it updates BatchNorm's running statistics twice per step.
 
     The model must be in the same mode, and have the same weights, in the backward pass as in the forward pass.
 
     Raises:
         SettingError: there are no blocks.
     """
-    members = {
-        id(member): member
-        for container in model.modules()
-        if isinstance(container, nn.Sequential | nn.ModuleList)
-        for member in container
-        if next(member.children(), None) is not None
-    }
-    blocks = [m for m in members.values() if not any(id(inner) in members for inner in m.modules() if inner is not m)]
+    blocks = blocks_of(model)
     if not blocks:
         raise SettingError(
             f"model.gradient_checkpointing: expected a model with residual or attention blocks, got "
@@ -44,6 +36,21 @@ def checkpoint_blocks(model: nn.Module) -> list[nn.Module]:
     for block in blocks:
         block.forward = MethodType(_forward, block)
     return blocks
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The residual or attention blocks: members of an nn.Sequential or nn.ModuleList that are no single layer.
+
+    One that has such members inside is a stage, not a block.
+    """
+    members = {
+        id(member): member
+        for container in model.modules()
+        if isinstance(container, nn.Sequential | nn.ModuleList)
+        for member in container
+        if next(member.children(), None) is not None
+    }
+    return [m for m in members.values() if not any(id(inner) in members for inner in m.modules() if inner is not m)]
 
 
 def _forward(block: nn.Module, *inputs: Any, **settings: Any) -> Any:
