@@ -14,7 +14,6 @@ HELPERS = (
     "counting",
     "formulas",
     *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
-    "live_bytes",
     "page",
     "published",
     "timing",
