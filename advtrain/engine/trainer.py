@@ -35,6 +35,7 @@ from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
+from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
 
@@ -117,6 +118,8 @@ class Trainer:
         if settings.sync_batchnorm:
             model = distributed.synchronise_batchnorm(model, self.device)
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
+        if settings.activation_checkpointing:
+            checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
         self.optimizer = ingredients.optimizer.build(self.model)
