@@ -154,6 +154,7 @@ def test_twice_is_once() -> None:
     assert len(calls) == 4  # of two forward passes, and once again each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiled_models_are_checkpointed_too(training: bool) -> None:
     """As the compiled model without: values, gradients and statistics; and it keeps less."""
