@@ -7,14 +7,26 @@ built. A run that a signal stopped ends with 130 or 143 and continues when the s
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
-from advtrain import __version__
-from advtrain.composition import compose, overrides_of, own_config_folder, plain, sweep_points, with_default_experiment
+from advtrain import __version__, launchers
+from advtrain.composition import (
+    compose,
+    compose_chosen,
+    overrides_of,
+    own_config_folder,
+    plain,
+    sweep_points,
+    with_default_experiment,
+)
 from advtrain.config import config_dir
 from advtrain.help import page
 from advtrain.types import FileError, SettingError
+
+ERROR = "advtrain: error: "
 
 
 def reported(command: Callable[[], None]) -> Callable[[], NoReturn]:
@@ -44,10 +56,11 @@ def train() -> None:
     if {"--cfg", "-c"} & set(arguments):
         _print_config(compose("train", overrides, own_folder))
         return
-    for point in sweep_points(overrides) if sweeping else [overrides]:
-        config = compose("train", point, own_folder)
-        _runs().check_training(config)  # every point of a sweep, before the first one starts
-    _hydra_main("train", arguments, lambda config, hydra: _runs().train_run(config, _name(config, hydra)))
+    launcher = _launcher(overrides)
+    launchers.check_launcher(launcher, sweeping=sweeping)
+    _check_points(sweep_points(overrides) if sweeping else [overrides], own_folder, elsewhere=launcher != "basic")
+    with _jobs(launcher):
+        _hydra_main("train", arguments, lambda config, hydra: _runs().train_run(config, _name(config, hydra)))
 
 
 @reported
@@ -71,6 +84,7 @@ def export() -> None:
 
 def _start(command: str, arguments: Sequence[str]) -> list[str]:
     """Answers --help and --version, refuses words that are neither flags nor overrides."""
+    launchers.adopt()
     if {"-h", "--help"} & set(arguments):
         print(page(command))
         sys.exit(0)
@@ -92,11 +106,15 @@ def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str,
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    if os.getcwd() not in sys.path:  # so that a user's own classes are found
-        sys.path.append(os.getcwd())
+    # Hydra wants all overrides in one stretch.
+    overrides = overrides_of(arguments)
+    command_line = [sys.argv[0], *(word for word in arguments if word not in overrides), *overrides]
 
     def task(config: DictConfig) -> None:
+        sys.argv = command_line  # which a run records; the process of a launcher's job has another one
+        _find_own_classes()
         try:
+            launchers.adopt()
             hydra_config = HydraConfig.get()
             task_overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
             job(plain(config, task_overrides, chosen, own_config_folder(arguments)), hydra_config)
@@ -107,10 +125,65 @@ def _hydra_main(command: str, arguments: Sequence[str], job: Callable[[dict[str,
         except Exception as error:
             _fail_known(error)
 
-    # Hydra wants all overrides in one stretch.
-    overrides = overrides_of(arguments)
-    sys.argv = [sys.argv[0], *(word for word in arguments if word not in overrides), *overrides]
+    sys.argv = command_line
+    _find_own_classes()
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+
+
+def _find_own_classes() -> None:
+    """Lets a config name classes that lie in the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _launcher(overrides: Sequence[str]) -> str:
+    """Hydra's launcher, which starts the points of a sweep: `basic`, here and in turn, unless another one is chosen."""
+    chosen = [value for key, _, value in (word.partition("=") for word in overrides) if key == "hydra/launcher"]
+    return chosen[-1] if chosen else "basic"
+
+
+def _check_points(points: Sequence[Sequence[str]], own_folder: Path | None, *, elsewhere: bool) -> None:
+    """Checks every point of a sweep before the first one starts, and that no two write into one run directory.
+
+    Args:
+        points: their overrides.
+        own_folder: of the user's own YAML files.
+        elsewhere: whether they run on other machines, whose GPUs are not those of this one.
+    """
+    from advtrain.engine.run_directory import run_name
+
+    names = set()
+    for point in points:
+        config, chosen = compose_chosen("train", point, own_folder)
+        _runs().check_training(config, elsewhere=elsewhere)
+        own = [word for word in point if not word.startswith("hydra")]
+        name = config["name"] or run_name(own, chosen, config["seed"])
+        if name in names:
+            raise SettingError(
+                f"name: expected a run directory of its own for each point of a sweep, got {name} for two of them; "
+                "leave name out, or sweep over what a run's name is made of"
+            )
+        names.add(name)
+
+
+@contextmanager
+def _jobs(launcher: str) -> Iterator[None]:
+    """Ends a sweep whose points are jobs of submitit as a run ends: with one line, and not with 0 if a point failed."""
+    if not launcher.startswith("submitit"):
+        yield
+        return
+    from submitit.core.utils import UncompletedJobError
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets the exception through
+    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")  # for the jobs' srun: no task waits for one that failed
+    try:
+        yield
+    except UncompletedJobError as error:
+        lines = str(error).splitlines()
+        reasons = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)] or lines[:1]
+        _fail(f"a point of the sweep failed: {reasons[-1]} (other points go on; the logs are in .sweep/.submitit)", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; jobs that were submitted go on (squeue --me)", 130)
 
 
 def _fail_known(error: Exception) -> NoReturn:
@@ -128,7 +201,7 @@ def _fail_known(error: Exception) -> NoReturn:
 
 def _fail(message: object, code: int, *, every_process: bool = False) -> NoReturn:
     if every_process or os.environ.get("RANK", "0") == "0":
-        print(f"advtrain: error: {message}", file=sys.stderr)
+        print(f"{ERROR}{message}", file=sys.stderr)
     sys.exit(code)
 
 

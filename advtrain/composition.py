@@ -45,7 +45,14 @@ def choices(group: str, *extra: Path) -> list[str]:
 
 
 def compose(name: str, overrides: Sequence[str], own_folder: Path | None = None) -> dict[str, Any]:
-    """The resolved configuration as plain containers.
+    """The resolved configuration as plain containers; see `compose_chosen`."""
+    return compose_chosen(name, overrides, own_folder)[0]
+
+
+def compose_chosen(
+    name: str, overrides: Sequence[str], own_folder: Path | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The resolved configuration as plain containers, and the choice in each group.
 
     Args:
         name: of the top-level YAML: train, eval or export.
@@ -68,7 +75,7 @@ def compose(name: str, overrides: Sequence[str], own_folder: Path | None = None)
         chosen = dict(config.hydra.runtime.choices)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-        return plain(config, overrides, chosen, own_folder)
+        return plain(config, overrides, chosen, own_folder), chosen
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError(explain(error, name, overrides, own_folder)) from error
 

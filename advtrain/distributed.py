@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from advtrain.launchers import agreed_name
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -33,7 +35,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     global _store
     timeout = timedelta(minutes=30)
-    _store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
+    shared, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
+    _store = dist.PrefixStore(agreed_name(shared, rank_, world, timeout.total_seconds()), shared)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_store, rank=rank_, world_size=world, timeout=timeout)
     try:

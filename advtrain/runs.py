@@ -28,10 +28,10 @@ from advtrain.types import Attack, SettingError
 PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
 
 
-def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
+def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: bool = False) -> dict[str, Any]:
     """Builds everything that is cheap and checks that the choices go together; returns the parts by group.
 
-    No model is built and no data is decoded.
+    No model is built and no data is decoded. What will train `elsewhere` needs no GPU here.
 
     Raises:
         SettingError: something cannot be used.
@@ -50,7 +50,8 @@ def check_training(config: dict[str, Any], *, trusted: bool = True) -> dict[str,
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
-    check_numerics(parts["trainer"], device_named(parts["trainer"].device))
+    if not elsewhere:
+        check_numerics(parts["trainer"], device_named(parts["trainer"].device))
     return parts
 
 
@@ -72,9 +73,8 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
-    if distributed.is_main():
-        directories.claim(directory, config)
     with distributed.process_group(device):
+        _claim(directory, config)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
             console.print(_opening(trainer, parts, directory))
@@ -83,6 +83,20 @@ def train_run(config: dict[str, Any], name: str) -> None:
         distributed.leave()
     if distributed.is_main() and record is not None:
         _conclude(config, parts, record, directory)
+
+
+def _claim(directory: Path, config: dict[str, Any]) -> None:
+    """The main process claims the directory, and all processes fail alike where it may not."""
+
+    def refusal() -> str:
+        try:
+            directories.claim(directory, config)
+        except SettingError as error:
+            return str(error)
+        return ""
+
+    if message := distributed.on_main(refusal):
+        raise SettingError(message)
 
 
 def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path) -> Trainer:

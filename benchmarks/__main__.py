@@ -6,7 +6,13 @@ import sys
 
 import benchmarks
 
-HELPERS = ("__main__", "counting", "published")  # modules that are no benchmark of their own
+HELPERS = (
+    "__main__",
+    "compiled_graphs",
+    "counting",
+    "formulas",
+    "published",
+)  # modules that are no benchmark of their own
 
 
 def names() -> list[str]:

@@ -88,7 +88,8 @@ class ClassMeans:
         self.gathered = torch.zeros_like(self.weights)
 
     def onehot(self, y: Tensor) -> Tensor:
-        return F.one_hot(y, len(self.weights)).to(self.weights.dtype)
+        # Not F.one_hot, which waits for the labels on a CPU only: what is counted here stands for a GPU.
+        return (y[:, None] == torch.arange(len(self.weights), device=y.device)).to(self.weights.dtype)
 
 
 class Proxy:

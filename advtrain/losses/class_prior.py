@@ -1,12 +1,11 @@
 """The class-wise global information of IKL: what the model says, on average, about each class."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from advtrain import checks, distributed
-from advtrain.losses.shapes import DenseLogits, Mask, hard_labels
+from advtrain.losses.shapes import DenseLogits, Mask, hard_labels, one_hot
 
 DenseLabels = Int[Tensor, "..."] | Float[Tensor, "..."]  # soft ones are refused in words
 
@@ -68,7 +67,7 @@ class ClassPrior(nn.Module):
             counted = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
             natural_logits, y = natural_logits[counted], y[counted]
         probabilities = (natural_logits.to(self.sums.dtype) / self.temperature).softmax(1)
-        members = F.one_hot(y, self.num_classes).to(self.sums.dtype)
+        members = one_hot(y, self.num_classes, self.sums.dtype)
         self.sums += members.T @ probabilities  # one matrix product, in a fixed order: deterministic on GPUs too
         self.counts += members.sum(0)
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advtrain.losses.shapes import DenseLogits, Mask, hard_labels, prepared, reduced
+from advtrain.losses.shapes import DenseLogits, Mask, hard_labels, one_hot, prepared, reduced
 from advtrain.types import Logits, PerImage
 
 
@@ -197,7 +197,8 @@ def margin_per_image(logits: Logits, y: Tensor) -> PerImage:
     if logits.shape[1] < 2:
         raise ValueError(f"expected logits of at least 2 classes, got shape {tuple(logits.shape)}")
     (logits,) = prepared(logits)
-    others = logits.masked_fill(F.one_hot(hard_labels(y, "the margin"), logits.shape[1]).bool(), -torch.inf)
+    own = one_hot(hard_labels(y, "the margin"), logits.shape[1], torch.bool)
+    others = logits.masked_fill(own, -torch.inf)
     return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from advtrain import checks
 from advtrain.losses.base import Loss, accuracies
 from advtrain.losses.functional import cross_entropy_per_image, kl_per_image
-from advtrain.losses.shapes import hard_labels
+from advtrain.losses.shapes import hard_labels, one_hot
 from advtrain.types import Images, Logits, Parts, PerImage, Targets
 
 
@@ -51,7 +51,7 @@ def boosted_cross_entropy_per_image(logits: Logits, y: Targets) -> PerImage:
     if logits.shape[1] < 2:
         raise ValueError(f"expected logits of at least 2 classes, got shape {tuple(logits.shape)}")
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
-    own = torch.nn.functional.one_hot(hard_labels(y, "MART"), logits.shape[1]).bool()
+    own = one_hot(hard_labels(y, "MART"), logits.shape[1], torch.bool)
     strongest = log_p.detach().masked_fill(own, -torch.inf).argmax(1, keepdim=True)
     # 1 - p_k is the sum of the others. Formed so, it keeps its digits where p_k is close to 1.
     rest = log_p.scatter(1, strongest, -torch.inf).logsumexp(1)

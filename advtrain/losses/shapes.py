@@ -79,3 +79,11 @@ def hard_labels(y: Tensor, what: str) -> Tensor:
             "train without mixing of images, or choose a loss that takes soft labels"
         )
     return y
+
+
+def one_hot(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Zeros with a one at each class number, shape (…, C): `torch.nn.functional.one_hot`, which waits for the labels
+    where it checks their range itself. Labels out of range are an error all the same.
+    """
+    zeros = torch.zeros(*y.shape, num_classes, dtype=dtype, device=y.device)
+    return zeros.scatter(-1, y.unsqueeze(-1), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advtrain.losses import ClassPrior, functional
+from advtrain.losses import ClassPrior, functional, shapes
 from advtrain.losses.base import accuracies
 from advtrain.losses.mart import boosted_cross_entropy_per_image
 from tests.losses.toy import CLASSES, identity, images, made
@@ -94,3 +94,14 @@ def test_what_needs_whole_class_numbers_says_so(refusing: Any, what: str) -> Non
     *_, y = images()
     with pytest.raises(ValueError, match=f"y: expected whole class numbers, which {what} needs, got soft labels"):
         refusing(soft(y))
+
+
+@pytest.mark.parametrize("y", (torch.tensor([0, 3]), torch.tensor([-1, 1])))
+def test_one_hot_labels_out_of_range_are_an_error(y: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        shapes.one_hot(y, 3, torch.float32)
+
+
+def test_one_hot_is_pytorchs() -> None:
+    y = torch.tensor([[2, 0], [1, 2]])
+    assert torch.equal(shapes.one_hot(y, 3, torch.float64), torch.nn.functional.one_hot(y, 3).double())
