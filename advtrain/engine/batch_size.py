@@ -3,7 +3,7 @@
 A batch fits when optimiser steps of a trial run on random images of that batch do: attack, weight perturbation, both
 passes of the outer loss, optimiser state and average, in the last epoch's form. Each trial has a model, a loss and an
 average of its own, which go with it, and random numbers are drawn aside: the run that follows starts as if nothing had
-been. Trials run uncompiled, which takes no less memory than the compiled step.
+been. Trials run uncompiled; what compilation changes of the memory is not looked at.
 
 On a GPU the trial is run and its memory read off; what runs out of memory does not fit. On a CPU nothing says that
 memory runs out before the system ends the process, so the bytes of a few small steps are counted (`LiveBytes`) and
@@ -12,11 +12,10 @@ extended in a straight line: beyond some size all that grows with the batch is a
 A larger batch is other mathematics: fewer, less noisy steps. The learning rate is not scaled with it.
 """
 
-import gc
+import copy
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,23 @@ import torch
 import torch.nn.functional as F
 
 from advtrain import distributed
+from advtrain.config import TrainerSettings
 from advtrain.data.base import Batch
 from advtrain.engine.checkpoints import write_text
-from advtrain.engine.memory import LiveBytes, host_memory
+from advtrain.engine.memory import bytes_per_row, fits_on_gpu, host_memory
 from advtrain.engine.trainer import Trainer
 from advtrain.types import SettingError
 
 ROWS = 8  # the rows of each process are a multiple of this many
 LEAST_STEPS = 16  # that an epoch keeps, however much memory there is: with one step an epoch nothing is learnt
-GPU_SHARE = 0.9  # of the memory that is free before the trials; the rest is for fragments and the validation
-HOST_SHARE = 0.7  # of the memory that the host has left: workspaces and fragments are not counted
-SAME_SLOPE = 0.02  # relative difference of two slopes that counts as none
-LARGEST_TRIAL = 256  # rows of the steps that are counted on a CPU
+GPU_SHARE = 0.9  # of the memory that is free before the trials; the rest is for fragments, DDP and the validation
+HOST_SHARE = (
+    0.5  # of the memory that the host has left: workspaces and fragments are not counted, see docs/performance.md
+)
+LARGEST_TRIAL = 64  # times the smallest one, of steps whose bytes are counted on a CPU
+ENOUGH = f"more would leave fewer than {LEAST_STEPS} steps an epoch"
 EXECUTION = "execution.json"
-
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine to execute")
+STATEFUL = ("attack", "loss", "weight_perturbation", "averaging")  # each trial has its own
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,59 @@ class Found:
     reason: str
 
 
-def find_rows(trial: Callable[[int], None], device: torch.device, *, images: int, accumulation: int) -> Found:
-    """The most rows per process for which `trial` fits in memory.
+def check(settings: TrainerSettings) -> None:
+    """Confirms that the batch can be divided over processes and passes.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    processes = distributed.launched_processes()
+    if settings.batch_size == "auto":
+        if settings.sharding != "none":
+            raise SettingError(
+                f"trainer.batch_size=auto with trainer.sharding={settings.sharding}: expected sharding none, since "
+                "each process tries alone what fits; give a number"
+            )
+        return
+    rows, rest = divmod(settings.images_per_step, processes)
+    if rest or rows < settings.accumulation:
+        raise SettingError(
+            f"trainer.batch_size: expected a multiple of {processes} processes with at least "
+            f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
+        )
+
+
+def own_rows(
+    parts: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer], directory: Path, device: torch.device
+) -> Found | None:
+    """What fits in this process's memory; None where the batch size is a number, given or recorded.
 
     To be called before processes join their group: one that runs out of memory would leave the others waiting.
+
+    Args:
+        parts: of the run, by config group, with the settings under "trainer".
+        make: a trainer of such parts.
+        directory: of the run.
+        device: of the run.
+
+    Raises:
+        SettingError: not even the smallest batch fits.
+    """
+    settings: TrainerSettings = parts["trainer"]
+    if settings.batch_size != "auto" or recorded(directory):
+        return None
+
+    def trial(rows: int) -> None:
+        own = {group: copy.deepcopy(parts[group]) for group in STATEFUL}
+        own["trainer"] = replace(settings, batch_size=rows, compile="off", cuda_graph=None)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            take_steps(make({**parts, **own}), rows)
+
+    return find_rows(trial, device, images=len(parts["data"].split("train")), accumulation=settings.accumulation)
+
+
+def find_rows(trial: Callable[[int], None], device: torch.device, *, images: int, accumulation: int) -> Found:
+    """The most rows per process for which `trial` fits in memory.
 
     Args:
         trial: takes optimiser steps with so many rows and leaves nothing behind.
@@ -64,13 +114,14 @@ def find_rows(trial: Callable[[int], None], device: torch.device, *, images: int
         SettingError: not even the smallest batch fits.
     """
     processes = distributed.launched_processes()
-    at_most = max(1, images // LEAST_STEPS // processes)
+    at_most = images // LEAST_STEPS // processes
     unit = ROWS * -(-accumulation // ROWS)  # rounded up
-    unit = unit if at_most >= unit else accumulation
+    if at_most < unit:  # of so few images there is no need to try
+        return Found(max(at_most, accumulation), ENOUGH)
     if device.type == "cuda":
-        fits, share = fits_on_gpu(trial, device), f"a {1 - GPU_SHARE:.0%} share of the GPU's free memory kept back"
+        fits, share = fits_on_gpu(trial, device, GPU_SHARE), f"{1 - GPU_SHARE:.0%} of the GPU's free memory kept back"
     else:
-        line = bytes_per_row(trial, unit)
+        line = bytes_per_row(trial, unit, min(images // processes, LARGEST_TRIAL * unit))
         room = HOST_SHARE * host_memory() / processes
         fits = line.within(room)
         share = f"{line}, of {HOST_SHARE:.0%} of the host's free memory ({room / 2**30:.1f} GiB a process)"
@@ -81,7 +132,7 @@ def find_rows(trial: Callable[[int], None], device: torch.device, *, images: int
             "trainer.activation_checkpointing=true, or choose a smaller model"
         )
     if rows + unit > at_most:
-        return Found(rows, f"an epoch keeps {LEAST_STEPS} steps")
+        return Found(rows, ENOUGH)
     return Found(rows, f"what fits in memory: {share}")
 
 
@@ -91,10 +142,12 @@ def largest(fits: Callable[[int], bool], *, unit: int, at_most: int) -> int:
     Doubles from `unit` on until it is too much, then halves the interval until that is a sixteenth of what fits: 6 %
     more images are not worth further trials. What is returned has been tried, even if `fits` is not monotone.
     """
-    best, trial = 0, unit
-    while trial <= at_most and fits(trial):
+    best, trial, top = 0, unit, at_most // unit * unit
+    while trial < top and fits(trial):
         best, trial = trial, 2 * trial
-    too_many = min(trial, at_most // unit * unit + unit)
+    too_many = min(trial, top)
+    if trial >= top > 0 and fits(top):
+        return top
     while best and too_many - best > max(unit, best // 16):
         middle = (best + too_many) // 2 // unit * unit
         if fits(middle):
@@ -102,80 +155,6 @@ def largest(fits: Callable[[int], bool], *, unit: int, at_most: int) -> int:
         else:
             too_many = middle
     return best
-
-
-def fits_on_gpu(trial: Callable[[int], None], device: torch.device) -> Callable[[int], bool]:
-    """Whether a trial of so many rows runs in the share of the GPU's memory that this process may take.
-
-    Several processes need DDP's copy of the gradients, too, which the trials are without: it is in what is kept back.
-    """
-
-    def fits(rows: int) -> bool:
-        torch.cuda.empty_cache()
-        room = GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
-        torch.cuda.reset_peak_memory_stats(device)
-        enough = runs(trial, rows)
-        peak = torch.cuda.max_memory_reserved(device)
-        gc.collect()  # the frames of an error hold tensors
-        torch.cuda.empty_cache()
-        return enough and peak <= room
-
-    return fits
-
-
-def runs(trial: Callable[[int], None], rows: int) -> bool:
-    """Whether the trial comes through; False where memory runs out."""
-    try:
-        trial(rows)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; cuDNN and cuBLAS have words of their own
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Line:
-    """Bytes of a step as a function of its rows."""
-
-    constant: float
-    per_row: float
-
-    def __str__(self) -> str:
-        return f"a step takes {self.constant / 2**20:,.0f} MiB and {self.per_row / 2**20:,.2f} MiB an image"
-
-    def within(self, room: float) -> Callable[[int], bool]:
-        return lambda rows: self.constant + self.per_row * rows <= room
-
-
-def bytes_per_row(trial: Callable[[int], None], first: int) -> Line:
-    """The line on which the bytes of larger steps lie, from steps of `first` rows, twice as many, and so on.
-
-    The peak of a step is the largest of several peaks, each on a line of its own: with few rows that of the update,
-    where gradients are, with many that of the passes. So the slope rises until it stays; the last one is taken.
-
-    Raises:
-        SettingError: it still rises at 256 rows.
-    """
-    rows, peak, slope = first, peak_bytes(trial, first), 0.0
-    while rows < max(LARGEST_TRIAL, 4 * first):
-        higher = peak_bytes(trial, 2 * rows)
-        before, slope = slope, (higher - peak) / rows
-        rows, peak = 2 * rows, higher
-        if before and abs(slope - before) <= SAME_SLOPE * slope:
-            return Line(peak - slope * rows, slope)
-    raise SettingError(
-        f"trainer.batch_size=auto: expected memory in proportion to the batch by {rows} images, got a rate that still "
-        "grows; give a number"
-    )
-
-
-def peak_bytes(trial: Callable[[int], None], rows: int) -> int:
-    """The most bytes that are alive at a time in a trial, the model's among them."""
-    gc.collect()
-    with LiveBytes() as memory:
-        trial(rows)
-    return memory.peak
 
 
 def take_steps(trainer: Trainer, rows: int, count: int = 2) -> None:
@@ -189,64 +168,79 @@ def take_steps(trainer: Trainer, rows: int, count: int = 2) -> None:
     batch = Batch(views[0], labels, slice(0, rows), *views[1:])
     trainer.model.train()
     trainer.loss.train()
-    for step in range(count):
-        perturbation = trainer.parts.weight_perturbation.for_epoch(epoch)
-        trainer.step(batch, trainer.attack_of(epoch), perturbation, epoch, step)
-        trainer.parts.averaging.after_step(step + 1)
+    with trainer.numerics.products():
+        for step in range(count):
+            perturbation = trainer.parts.weight_perturbation.for_epoch(epoch)
+            trainer.step(batch, trainer.attack_of(epoch), perturbation, epoch, step)
+            trainer.parts.averaging.after_step(step + 1)
 
 
-def trials(make: Callable[[int], Trainer], device: torch.device) -> Callable[[int], None]:
-    """Trial runs that leave nothing behind: `make` gives each a trainer with parts of its own."""
-
-    def trial(rows: int) -> None:
-        with ExitStack() as aside:
-            aside.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            trainer = make(rows)
-            aside.enter_context(trainer.numerics.products())
-            take_steps(trainer, rows)
-
-    return trial
-
-
-def agreed(found: Found | None, directory: Path, device: torch.device) -> int:
-    """The batch size of all processes together: what is recorded, or else the smallest of what they found.
+def settled(settings: TrainerSettings, found: Found | None, directory: Path, device: torch.device) -> TrainerSettings:
+    """The settings with a number: of all processes together what is recorded, or else the smallest of what they found.
 
     The main process's record decides, since others may not see it. A new number is recorded there.
 
     Args:
-        found: by this process; None where it saw a record.
+        settings: of the run.
+        found: by this process; None where the batch size is a number, given or recorded.
         directory: of the run.
         device: of the run.
     """
-    recorded = distributed.broadcast_object(recorded_batch_size(directory) if distributed.is_main() else None)
-    if isinstance(recorded, int):
-        return recorded
-    assert found is not None, "the main process has no record, though this one saw it"
-    rows = -int(distributed.all_reduce_max(torch.tensor(-found.rows, device=device)))
-    batch_size = rows * distributed.world_size()
-    if distributed.is_main():
-        record(directory, batch_size=batch_size, batch_size_reason=found.reason)
-    return batch_size
+    if settings.batch_size != "auto":
+        return settings
+    facts = distributed.broadcast_object(recorded(directory) if distributed.is_main() else None)
+    if not facts:
+        assert found is not None, "the main process has no record, though this one saw it"
+        rows = -int(distributed.all_reduce_max(torch.tensor(-found.rows, device=device)))
+        facts = {"batch_size": rows * distributed.world_size(), "batch_size_reason": found.reason}
+        if distributed.is_main():
+            _record(directory, facts)
+    assert isinstance(facts, dict)
+    with_number = replace(settings, batch_size=facts["batch_size"])
+    check(with_number)  # there may be more processes now
+    return with_number
 
 
-def recorded_batch_size(directory: Path) -> int | None:
-    """The number that an earlier session of the run found; None for a run that starts.
+def recorded(directory: Path) -> dict[str, Any]:
+    """The number that an earlier session of the run found, and why it is not more; empty for a run that starts.
 
     Raises:
         SettingError: the run has a checkpoint and no record.
     """
     path = directory / EXECUTION
-    recorded = json.loads(path.read_text()).get("batch_size") if path.is_file() else None
-    if recorded is None and (directory / "checkpoints" / "last.pt").is_file():
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    if "batch_size" not in facts and (directory / "checkpoints" / "last.pt").is_file():
         raise SettingError(
             f"trainer.batch_size=auto: expected the number with which the run began in {path}, got none; restore that "
             "file, or start anew under another name=…"
         )
-    return recorded
+    return {key: facts[key] for key in ("batch_size", "batch_size_reason") if key in facts}
 
 
-def record(directory: Path, **facts: Any) -> None:
-    """Adds to execution.json, what a run found out about the machine that it is on."""
+def _record(directory: Path, facts: dict[str, Any]) -> None:
     path = directory / EXECUTION
     before = json.loads(path.read_text()) if path.is_file() else {}
     write_text(path, json.dumps(before | facts, indent=2) + "\n")
+
+
+def remarks(trainer: Trainer, asked: TrainerSettings) -> list[str]:
+    """What a reader should know of a batch size that was found, one line each.
+
+    Args:
+        trainer: with the number.
+        asked: the settings as they were given.
+    """
+    if asked.batch_size != "auto":
+        return []
+    size, usual = trainer.settings.images_per_step, int(TrainerSettings.batch_size)
+    reason, steps = recorded(trainer.directory).get("batch_size_reason", ""), trainer.train_loader.steps_per_epoch
+    lines = [
+        f"batch     auto: {size:,} images a step, {steps:,} steps an epoch; {reason}",
+        f"          optimizer.lr={trainer.parts.optimizer.lr:g} is not scaled with it",
+    ]
+    if size > usual:
+        lines.append(
+            f"warning   a batch of {size:,} is other mathematics than the {usual} of most recipes: fewer, less noisy "
+            "steps; numbers published for those do not hold for it"
+        )
+    return lines
