@@ -169,7 +169,7 @@ def test_the_line_is_that_of_large_steps() -> None:
 
     line = bytes_per_row(trial, 8, 10**6)
     assert (line.constant, line.per_row) == (2000, 200)
-    assert len(peaks) <= 5
+    assert len(peaks) <= 6
     with pytest.raises(SettingError, match="got another course; give a number"):
         bytes_per_row(quadratic, 8, 512)
 
@@ -277,7 +277,7 @@ def test_sharding_needs_a_number() -> None:
 def test_a_recorded_number_must_suit_the_processes_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / EXECUTION).write_text('{"batch_size": 200}')
     monkeypatch.setattr(distributed, "launched_processes", lambda: 3)
-    with pytest.raises(SettingError, match="expected a multiple of 3 processes .* got 200"):
+    with pytest.raises(SettingError, match=r"expected a multiple of 3 processes .* got 200"):
         settled(TrainerSettings(batch_size="auto"), None, tmp_path, CPU)
 
 
