@@ -180,7 +180,7 @@ def quadratic(rows: int) -> None:
 
 def test_a_step_is_counted_right(tmp_path: Path) -> None:
     """By hand, for a linear network under the natural loss: what the step's widest moment holds for each image."""
-    width = 4096
+    width = 1024
 
     def trial(rows: int) -> None:
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ def test_a_step_is_counted_right(tmp_path: Path) -> None:
         run.step.batch_size = rows
         take_steps(run, rows)
 
-    line = bytes_per_row(trial, 64, 10**6)
+    line = bytes_per_row(trial, 32, 10**6)
     # Both images keep the ReLU's output (which is its input's mask, too); the backward pass of the last one adds its
     # gradient and that of the layer below. The images themselves and their gradients are 108 numbers each.
     assert 2 * width * 4 < line.per_row < (2 + 2) * width * 4 + 12 * 108 * 4
@@ -215,6 +215,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load(directory / "checkpoints" / "last.pt")["model"]
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_number_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_run(config(tmp_path, "trainer.batch_size=auto"), "auto")
     shown = " ".join(capsys.readouterr().out.split())
