@@ -10,7 +10,7 @@ import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.data.base import Dataset
-from advtrain.engine import Ingredients, Trainer
+from advtrain.engine import Ingredients, Trainer, batch_size
 from advtrain.engine import run_directory as directories
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
@@ -73,11 +73,13 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
+    found = batch_size.own_rows(parts, lambda own: make_trainer(config, own, directory), directory, device)
     with distributed.process_group(device):
         _claim(directory, config)
+        parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            console.print(_opening(trainer, parts, directory))
+            console.print("\n".join([_opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -199,12 +201,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
                 f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
                 f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
             )
-    rows, rest = divmod(settings.images_per_step, distributed.launched_processes())
-    if rest or rows < settings.accumulation:
-        raise SettingError(
-            f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
-            f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
-        )
+    batch_size.check(settings)
 
 
 def _check_targets(data: Dataset, loss: Loss) -> None:

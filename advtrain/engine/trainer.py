@@ -36,6 +36,7 @@ from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
+from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
 
@@ -118,6 +119,8 @@ class Trainer:
         if settings.sync_batchnorm:
             model = distributed.synchronise_batchnorm(model, self.device)
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
+        if settings.activation_checkpointing:
+            checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
         self.sharding = sharding_named(settings.sharding, self.device)
@@ -175,11 +178,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, progress: TrainingProgress, metrics: MetricsFile | None) -> None:
         settings, position = self.settings, self.position
-        attack = None
-        if self.parts.attack is not None and self.loss.needs_attack:
-            attack = self.parts.attack.for_epoch(epoch, settings.epochs)
-            attack = attack if self.warm_start is None else self.warm_start.carrying(attack)
-        perturbation = self.parts.weight_perturbation.for_epoch(epoch)
+        attack, perturbation = self.attack_of(epoch), self.parts.weight_perturbation.for_epoch(epoch)
         meter = Meter(settings.images_per_step)
         self.model.train()
         self.loss.train()
@@ -212,6 +211,13 @@ class Trainer:
             self._save(self.best_path)
         if self._due(settings.save_every):
             self._save(self.last_path)
+
+    def attack_of(self, epoch: int) -> Attack | None:
+        """The attack of that epoch's steps; None where the loss trains on natural images."""
+        if self.parts.attack is None or not self.loss.needs_attack:
+            return None
+        attack = self.parts.attack.for_epoch(epoch, self.settings.epochs)
+        return attack if self.warm_start is None else self.warm_start.carrying(attack)
 
     def _validate(self, progress: TrainingProgress, metrics: MetricsFile | None) -> bool:
         """Validates the averaged model; returns whether it is the best so far."""
