@@ -252,13 +252,14 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
 
 def _compiled(trainer: Trainer) -> str:
     """How the passes are run, and whether that reaches the attack."""
-    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    acceleration, attack = trainer.start.acceleration, trainer.parts.attack
     attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    why = f" ({trainer.start.why})" if trainer.start.why else ""
     if acceleration == OFF or not attacked or attack is None:
-        return str(acceleration)
+        return f"{acceleration}{why}"
     if takes_passes(attack, acceleration, trainer.settings.epochs):
-        return str(acceleration)
-    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
+        return f"{acceleration}{why}"
+    return f"{acceleration}{why}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

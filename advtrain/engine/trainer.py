@@ -20,9 +20,11 @@ from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints, collapse
-from advtrain.engine.acceleration.choice import asked_for
+from advtrain.engine.acceleration.start import confirmed, decide
+from advtrain.engine.acceleration.subject import Subject
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
+from advtrain.engine.execution import changes_of_mathematics, record_execution
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
 from advtrain.engine.interrupts import Interrupted, StopRequest
 from advtrain.engine.loggers import Logger, MetricsFile
@@ -126,7 +128,8 @@ class Trainer:
         self.sharding = sharding_named(settings.sharding, self.device)
         self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
-        self.acceleration = asked_for(settings)
+        self.start = decide(self._subject, settings, self.numerics, directory)
+        self.numerics = self.start.numerics
         self.step = TrainingStep(
             self.model,
             self.loss,
@@ -137,9 +140,10 @@ class Trainer:
             attack_batchnorm=settings.attack_batchnorm,
             clip_norm=settings.clip_norm,
             seed=seed,
-            acceleration=self.acceleration,
+            acceleration=self.start.acceleration,
             sharding=self.sharding,
         )
+        self.start = confirmed(self.start, self._subject, settings, self.step.passes)
         self.position = Position()
         self._stop = StopRequest(self.device)
 
@@ -162,6 +166,7 @@ class Trainer:
             self._restore(checkpoints.load(self.last_path, self.device))
         if self.position.epoch >= self.settings.epochs:
             return self.position
+        record_execution(self.directory, **self.start.facts, **self._circumstances())
         done = self._global_step()
         progress = TrainingProgress(self.settings.epochs, self.train_loader.steps_per_epoch, done)
         metrics = MetricsFile(self.directory / "metrics.jsonl", done) if distributed.is_main() else None
@@ -248,6 +253,31 @@ class Trainer:
             if found.collapse.epoch == position.epoch:  # not those before: they were told of then
                 console.print(f"warning   {found.collapse}; best.pt is that of epoch {position.best_epoch}")
         return is_best
+
+    def _subject(self) -> Subject:
+        """A step of this run, on its first batch."""
+        parts, epochs = self.parts, self.settings.epochs
+        attack = parts.attack if parts.loss.needs_attack and self.warm_start is None else None
+        return Subject(
+            self.model,
+            self.loss,
+            attack and attack.for_epoch(epochs, epochs),
+            parts.weight_perturbation.for_epoch(epochs),
+            parts.optimizer,
+            next(iter(self.train_loader.epoch(1))),
+            self.settings,
+        )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What else the record of the execution says."""
+        settings, attack = self.settings, self.parts.attack if self.loss.needs_attack else None
+        return {
+            "batch_size": settings.images_per_step,
+            "accumulation": settings.accumulation,
+            "processes": distributed.world_size(),
+            "deterministic": settings.deterministic,
+            "changes_mathematics": changes_of_mathematics(settings, attack),
+        }
 
     def _due(self, every: int) -> bool:
         return self.position.epoch % every == 0 or self.position.epoch == self.settings.epochs
