@@ -110,17 +110,20 @@ class Script:
     def _ceilings(self, when: str) -> None:
         try:
             self.record["ceilings"][when] = ceilings(self.device, self.clock, self.toy)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:  # MFU is then left out
             self.record["ceilings"][when] = {"status": f"failed: {one_line(error)}"}
         self._tell(f"ceilings {when} measured")
 
     def _classes(self, budget: Budget) -> None:
         if "classes" not in self.only or self.record["classes"]:
             return
-        compare = gpu_classes.compare
-        how: dict[str, Any] = {"toy": self.toy, "clock": self.clock, "effort": self.effort}
-        compare(self.device, **how, deadline=budget.deadline("classes"), record=self.record["classes"])
-        self._tell("IKL against KL measured")
+        found, how = self.record["classes"], {"toy": self.toy, "clock": self.clock, "effort": self.effort}
+        try:
+            gpu_classes.compare(self.device, **how, deadline=budget.deadline("classes"), record=found)
+            found["status"] = "done"
+        except Exception as error:  # the rest goes on
+            found["status"] = f"failed: {one_line(error)}"
+        self._tell(f"IKL against KL: {found['status']}")
 
     def _case(self, case: gpu_cases.Case, budget: Budget) -> None:
         deadline, found = budget.deadline(case.name), self.record["cases"][case.name]

@@ -165,7 +165,7 @@ def uninterrupted(device: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "runs" / "run"
 
 
-@on_both_slowly
+@pytest.mark.parametrize("device", (GPU,), scope="module")  # on a CPU it is tests/engine/test_resume.py
 def test_killed_and_resumed_with_the_same_bits(device: str, uninterrupted: Path, tmp_path: Path) -> None:
     """Which also says that a deterministic run gives the same bits twice."""
     run = tmp_path / "runs" / "run"
