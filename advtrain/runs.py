@@ -1,5 +1,6 @@
 """What the commands do, once the configuration is plain values: check, build, train, evaluate, export, show."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def train_run(config: dict[str, Any], name: str) -> None:
     settings: TrainerSettings = parts["trainer"]
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.deterministic:  # cuBLAS reads it when CUDA starts, and PyTorch refuses to go on without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(settings.deterministic)
     device = device_named(settings.device)
     if device.type == "cuda":
