@@ -11,6 +11,7 @@ HELPERS = (
     "compiled_graphs",
     "counting",
     "formulas",
+    *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
     "published",
 )  # modules that are no benchmark of their own
 

@@ -1,4 +1,4 @@
-"""The graph into which torch.compile turns the steps of an attack, looked into before code is generated from it."""
+"""The graphs into which torch.compile turns an attack, looked into before code is generated from them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from benchmarks.counting import CONV, CONV_BACK
 
 
 def graphs_of_attack(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> dict[str, int]:
-    """Compiles the attack step with trainer.compile=step and runs it at two radii.
+    """Compiles an attack as trainer.compile=step does and runs it at two radii.
 
     Returns:
         `graphs` compiled, `graph_breaks`, and in the graphs together `forward`, `input_gradient` and `weight_gradient`

@@ -4,7 +4,7 @@
 
 Counts do not depend on the machine or on its load, so they are gates: the exit status is 1 where one is not what
 benchmarks/formulas.py derives from the layers of the network. Nothing expected is recorded from what the code did.
-`--compiled` compiles the attack step and looks into the graph: no break, no weight gradient, no second compilation.
+`--compiled` compiles the attack and looks into its graphs: no break, no weight gradient, none for a second radius.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "ikl": lambda: IKL(num_classes=CLASSES, inner="ikl"),
     "ikl_awp": lambda: IKL(num_classes=CLASSES, inner="ikl"),
 }
-Step = Callable[[Tensor, Tensor], Any]
+Step = Callable[[Tensor, Tensor, int], Any]  # images, labels, attack steps
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def built(network: str) -> nn.Module:
     return NETWORKS[network][0]().train()
 
 
-def lean_step(name: str, model: nn.Module, steps: int, images: int) -> Step:
+def lean_step(name: str, model: nn.Module, images: int) -> Step:
     """Ours, as the trainer builds it where nothing is compiled: channels last for images of three colours."""
     first = next(model.parameters())
     layout = torch.channels_last if first.shape[1] == 3 else torch.contiguous_format
@@ -94,29 +94,29 @@ def lean_step(name: str, model: nn.Module, steps: int, images: int) -> Step:
         clip_norm=None,
         seed=0,
     )
-    attack = PGD(eps=EPS, steps=steps, step_size=STEP_SIZE, init="gaussian")
     perturbation = AWP() if name == "ikl_awp" else NoPerturbation()
-    return lambda x, y: step(Batch(x, y, slice(0, images)), attack, perturbation, 1, 0)
+
+    def take(x: Tensor, y: Tensor, steps: int) -> Any:
+        attack = PGD(eps=EPS, steps=steps, step_size=STEP_SIZE, init="gaussian")
+        return step(Batch(x, y, slice(0, images)), attack, perturbation, 1, 0)
+
+    return take
 
 
 def published_step(name: str, model: nn.Module, steps: int) -> Step:
+    """The rival, ready for `steps` attack steps and for one."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    return published.build(name, model, optimizer, published.Ball(EPS, steps, STEP_SIZE), num_classes=CLASSES)
+    balls = [published.Ball(EPS, k, STEP_SIZE) for k in (steps, 1)]
+    takes = {ball.steps: published.build(name, model, optimizer, ball, num_classes=CLASSES) for ball in balls}
+    return lambda x, y, k: takes[k](x, y)
 
 
-def step_of(way: str, name: str, network: str, steps: int, images: int) -> Step:
-    """A step of a network of its own."""
-    model = built(network)
-    return lean_step(name, model, steps, images) if way == "lean" else published_step(name, model, steps)
-
-
-def count(step: Step, short: Step, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """What `step` does; the bytes are those of `short`, which has one attack step."""
-    short(x, y)  # allocates the momentum
-    with Counter() as counter:
-        step(x, y)
+def count(step: Step, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
+    """What one step does; of bytes, what one with a single attack step does, since all attack steps keep as many."""
     with SavedForBackward() as saved:
-        short(x, y)
+        step(x, y, 1)  # which allocates the momentum
+    with Counter() as counter:
+        step(x, y, steps)
     flops = {f"{kind}_flops": value for kind, value in counter.flops.items()}
     kept = {"attack_pass": saved.passes[0], "training_pass": max(saved.passes[1:])}
     return counter.counts | flops | {"bytes": kept, "waits": dict(counter.waits)}
@@ -140,31 +140,30 @@ def gates_of(name: str, found: dict[str, dict[str, Any]], layers: Layers, steps:
 
 
 def small_work(model: nn.Module) -> tuple[dict[str, int], list[Gate]]:
-    """Operations of what a step does beside its passes, bounded by what one operation for each tensor would need.
+    """Operations of what a step does beside its passes.
 
-    AWP, for each weight of more than one dimension: a copy, ‖w‖, γ‖w‖, ‖g‖, no division by zero, the ratio, the
-    product, the sum, and the way back: 9. EMA: all tensors in one operation, and a copy of each whole-number counter.
-    SGD, for each parameter: decay, m · velocity, + gradient, the move: 4, and 2 marks for the profiler.
+    AWP takes nine on all its weights at once (two norms, γ‖w‖, no division by zero, the ratio, the product, the copy,
+    the sum and the way back) and memory for each copy. EMA takes one for all numbers and one for all counters. SGD
+    takes four for each parameter (decay, m · velocity, + gradient, the move) and two marks for the profiler; on a GPU
+    it is one fused kernel.
     """
-    optimizer = SGD(lr=0.1).build(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()  # allocates the momentum
-    average = EMA()
+    parameters = list(model.parameters())
+    optimizer, average = SGD(lr=0.1).build(model), EMA()
     average.attach(model)
+    perturbation = AWP()(model, lambda: None)
 
     def perturb() -> None:
-        with AWP()(model, lambda: None):
+        with perturbation:
             pass
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
 
-    parameters = list(model.parameters())
-    bounds = {
-        "awp": (perturb, 9 * sum(p.dim() > 1 for p in parameters) + len(parameters)),  # with the gradients put back
-        "ema": (lambda: average.after_step(1), 1 + sum(not b.is_floating_point() for b in model.buffers())),
+    bounds: dict[str, tuple[Callable[[], Any], int]] = {
+        "ema": (lambda: average.after_step(1), 2),
         "sgd": (optimizer.step, 4 * len(parameters) + 2),
+        "awp": (perturb, 9 + sum(p.dim() > 1 for p in parameters)),  # the last one, since it empties the gradients
     }
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()  # allocates the momentum
     found, gates = {}, []
     for name, (work, most) in bounds.items():
         with Counter() as counter:
@@ -183,10 +182,11 @@ def measure(network: str, steps: int, images: int, losses: tuple[str, ...] = pub
     gates = [Gate("convolutions of the network", layers.convolutions, convolutions, convolutions)]
     record: dict[str, Any] = {"steps": steps, "batch": images, "layers": vars(layers)}
     for name in losses:
-        record[name] = {
-            way: count(*(step_of(way, name, network, k, images) for k in (steps, 1)), x, y)
-            for way in ("lean", "published")
+        ways = {
+            "lean": lean_step(name, built(network), images),
+            "published": published_step(name, built(network), steps),
         }
+        record[name] = {way: count(step, x, y, steps) for way, step in ways.items()}
         gates += gates_of(name, record[name], layers, steps)
     record["small_work"], more = small_work(built(network))
     record["gates"] = [gate.record() for gate in gates + more]
@@ -194,13 +194,16 @@ def measure(network: str, steps: int, images: int, losses: tuple[str, ...] = pub
 
 
 def measure_compiled(network: str, images: int) -> dict[str, Any]:
-    """The compiled step of TRADES's attack: one graph for all radii, with every input gradient and no other."""
+    """TRADES's attack, compiled: a graph of the natural logits, forward alone, and one of the step for all radii.
+
+    The step computes the gradient of each convolution's input and no other.
+    """
     x, y = batch_of(network, images)
     found = graphs_of_attack(built(network), TRADES(), x, y)
     n = NETWORKS[network][2]
-    wanted = {"graphs": 1, "graph_breaks": 0, "forward": n, "input_gradient": n, "weight_gradient": 0}
-    gates = [Gate(f"compiled attack step, {key}", found[key], value, value) for key, value in wanted.items()]
-    return {"attack_step": found, "gates": [gate.record() for gate in gates]}
+    wanted = {"graphs": 2, "graph_breaks": 0, "forward": 2 * n, "input_gradient": n, "weight_gradient": 0}
+    gates = [Gate(f"compiled attack, {key}", found[key], value, value) for key, value in wanted.items()]
+    return {"attack": found, "gates": [gate.record() for gate in gates]}
 
 
 def table(network: str, record: dict[str, Any]) -> str:
@@ -239,7 +242,7 @@ def main() -> None:
         print(table(network, record[network]), flush=True)
         if arguments.compiled:
             record[network]["compiled"] = measure_compiled(network, arguments.batch)
-            print(json.dumps(record[network]["compiled"]["attack_step"]), flush=True)
+            print(json.dumps(record[network]["compiled"]["attack"]), flush=True)
         gates = record[network]["gates"] + record[network].get("compiled", {"gates": []})["gates"]
         failed += [f"{network}: {gate}" for gate in gates if not gate["holds"]]
         print(f"{len(gates)} gates", flush=True)

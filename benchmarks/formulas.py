@@ -50,6 +50,7 @@ class Layers:
         feature_bytes: of the linear layers' inputs that nothing else keeps.
         norm_channels: over all BatchNorm layers.
         images, classes: N and C.
+        relu_bytes: of what the nn.ReLU modules give.
     """
 
     images: int

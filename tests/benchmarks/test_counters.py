@@ -1,5 +1,6 @@
 """The counters' gates on small networks, and that what they count with can be trusted."""
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from advtrain.models import PreActResNet, SmallPreActResNet
 from benchmarks import compiled_graphs, counters, formulas
 from benchmarks.counting import Counter, SavedForBackward
 from benchmarks.formulas import Passes
+from tests.conftest import CHECKOUT
 
 
 def broken(record: dict[str, Any]) -> list[str]:
@@ -220,11 +222,29 @@ def test_no_loss_waits(name: str, inner: str) -> None:
 def test_a_step_on_a_gpu_never_waits(name: str) -> None:
     """PyTorch's own check, which sees what a counter of operations cannot."""
     model = counters.built("preact_resnet_small").cuda()
-    step = counters.lean_step(name, model, steps=2, images=4)
+    step = counters.lean_step(name, model, images=4)
     x, y = (tensor.cuda() for tensor in counters.batch_of("preact_resnet_small", 4))
-    step(x, y)
+    step(x, y, 2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(x, y)
+        step(x, y, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_record_and_the_documentation_are_what_the_formulas_derive() -> None:
+    record = json.loads((CHECKOUT / "results" / "benchmarks" / "counters.json").read_text())
+    page = (CHECKOUT / "docs" / "performance.md").read_text()
+    for network in counters.NETWORKS:
+        found = record[network]
+        layers = formulas.Layers(**found["layers"])
+        for name in counters.LOSSES:
+            for way in ("lean", "published"):
+                passes = Passes(name, way == "lean", found["steps"])
+                derived = formulas.counts(layers, passes)
+                assert {key: found[name][way][key] for key in derived} == derived
+                shown = [
+                    found[name][way][key] for key in ("forward", "input_gradient", "weight_gradient", "host_syncs")
+                ]
+                row = " | ".join(map(str, [*shown, found[name][way]["operations"]]))
+                assert network != "preact_resnet18" or f"| {row} |" in page

@@ -147,6 +147,16 @@ def test_shrinking_finds_the_same_within_the_ball(norm: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", EPS)
+def test_images_may_break_just_before_the_end(norm: str) -> None:
+    """After the last step there is no gradient that could leave with them."""
+    case = toy()
+    plan = plan_for("apgd-ce", norm, iterations=25)
+    found = perturb(case.model, case.x, case.y, plan, 0, Execution(block=25, shrink=True)).images
+    assert 0.1 * len(case.y) < case.broken(found).sum() < len(case.y)
+    assert same_bits(found, perturb(case.model, case.x, case.y, plan, 0).images)
+
+
+@pytest.mark.parametrize("norm", EPS)
 def test_work_per_run(norm: str) -> None:
     """One pass for the clean images; per start, one for the start and one per iteration. Each has a backward pass but
     the clean and the last one; the network has two convolutions. The host looks once per start, for the images that

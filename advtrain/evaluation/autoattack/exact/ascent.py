@@ -99,7 +99,8 @@ class Ascent(PerImage):
         broken, found = self.broken.clone(), self.now.clone()
         for iteration in range(self.iterations):
             self._iterate(iteration)
-            if leave_every and iteration % leave_every == leave_every - 1:
+            last = iteration == self.iterations - 1  # which leaves no gradient, and nothing to save
+            if leave_every and iteration % leave_every == leave_every - 1 and not last:
                 stay = (~self.broken).nonzero().squeeze(1)
                 if len(stay) <= FEWER * len(self.rows):
                     self._store(broken, found)
