@@ -10,7 +10,7 @@ import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.data.base import Dataset
-from advtrain.engine import Ingredients, Trainer
+from advtrain.engine import Ingredients, Trainer, batch_size
 from advtrain.engine import run_directory as directories
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
@@ -73,11 +73,13 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
+    found = batch_size.own_rows(parts, lambda own: make_trainer(config, own, directory), directory, device)
     with distributed.process_group(device):
         _claim(directory, config)
+        parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            console.print(_opening(trainer, parts, directory))
+            console.print("\n".join([_opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -199,12 +201,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
                 f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
                 f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
             )
-    rows, rest = divmod(settings.images_per_step, distributed.launched_processes())
-    if rest or rows < settings.accumulation:
-        raise SettingError(
-            f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
-            f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
-        )
+    batch_size.check(settings)
 
 
 def _check_targets(data: Dataset, loss: Loss) -> None:
@@ -255,13 +252,14 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
 
 def _compiled(trainer: Trainer) -> str:
     """How the passes are run, and whether that reaches the attack."""
-    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    acceleration, attack = trainer.start.acceleration, trainer.parts.attack
     attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    why = f" ({trainer.start.why})" if trainer.start.why else ""
     if acceleration == OFF or not attacked or attack is None:
-        return str(acceleration)
+        return f"{acceleration}{why}"
     if takes_passes(attack, acceleration, trainer.settings.epochs):
-        return str(acceleration)
-    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
+        return f"{acceleration}{why}"
+    return f"{acceleration}{why}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

@@ -83,6 +83,11 @@ class TrainingStep:
         self._sharding = sharding
         self._replica = sharding.replica(OuterPass(self._passes.trained, loss), numerics.device)
 
+    @property
+    def passes(self) -> Passes:
+        """What runs in place of the bare model."""
+        return self._passes
+
     def __call__(
         self, batch: Batch, attack: Attack | None, perturbation: WeightPerturbation, epoch: int, step: int
     ) -> Parts:

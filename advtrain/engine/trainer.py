@@ -20,9 +20,11 @@ from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints, collapse
-from advtrain.engine.acceleration.choice import asked_for
+from advtrain.engine.acceleration.start import confirmed, decide
+from advtrain.engine.acceleration.subject import Subject
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
+from advtrain.engine.execution import changes_of_mathematics, record_execution
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
 from advtrain.engine.interrupts import Interrupted, StopRequest
 from advtrain.engine.loggers import Logger, MetricsFile
@@ -36,6 +38,7 @@ from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
+from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
 
@@ -118,12 +121,15 @@ class Trainer:
         if settings.sync_batchnorm:
             model = distributed.synchronise_batchnorm(model, self.device)
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
+        if settings.activation_checkpointing:
+            checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
         self.sharding = sharding_named(settings.sharding, self.device)
         self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
-        self.acceleration = asked_for(settings)
+        self.start = decide(self._subject, settings, self.numerics, directory)
+        self.numerics = self.start.numerics
         self.step = TrainingStep(
             self.model,
             self.loss,
@@ -134,9 +140,10 @@ class Trainer:
             attack_batchnorm=settings.attack_batchnorm,
             clip_norm=settings.clip_norm,
             seed=seed,
-            acceleration=self.acceleration,
+            acceleration=self.start.acceleration,
             sharding=self.sharding,
         )
+        self.start = confirmed(self.start, self._subject, settings, self.step.passes)
         self.position = Position()
         self._stop = StopRequest(self.device)
 
@@ -159,6 +166,7 @@ class Trainer:
             self._restore(checkpoints.load(self.last_path, self.device))
         if self.position.epoch >= self.settings.epochs:
             return self.position
+        record_execution(self.directory, **self.start.facts, **self._circumstances())
         done = self._global_step()
         progress = TrainingProgress(self.settings.epochs, self.train_loader.steps_per_epoch, done)
         metrics = MetricsFile(self.directory / "metrics.jsonl", done) if distributed.is_main() else None
@@ -175,11 +183,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, progress: TrainingProgress, metrics: MetricsFile | None) -> None:
         settings, position = self.settings, self.position
-        attack = None
-        if self.parts.attack is not None and self.loss.needs_attack:
-            attack = self.parts.attack.for_epoch(epoch, settings.epochs)
-            attack = attack if self.warm_start is None else self.warm_start.carrying(attack)
-        perturbation = self.parts.weight_perturbation.for_epoch(epoch)
+        attack, perturbation = self.attack_of(epoch), self.parts.weight_perturbation.for_epoch(epoch)
         meter = Meter(settings.images_per_step)
         self.model.train()
         self.loss.train()
@@ -213,6 +217,13 @@ class Trainer:
         if self._due(settings.save_every):
             self._save(self.last_path)
 
+    def attack_of(self, epoch: int) -> Attack | None:
+        """The attack of that epoch's steps; None where the loss trains on natural images."""
+        if self.parts.attack is None or not self.loss.needs_attack:
+            return None
+        attack = self.parts.attack.for_epoch(epoch, self.settings.epochs)
+        return attack if self.warm_start is None else self.warm_start.carrying(attack)
+
     def _validate(self, progress: TrainingProgress, metrics: MetricsFile | None) -> bool:
         """Validates the averaged model; returns whether it is the best so far."""
         self._prepare_average()
@@ -242,6 +253,31 @@ class Trainer:
             if found.collapse.epoch == position.epoch:  # not those before: they were told of then
                 console.print(f"warning   {found.collapse}; best.pt is that of epoch {position.best_epoch}")
         return is_best
+
+    def _subject(self) -> Subject:
+        """A step of this run, on its first batch."""
+        parts, epochs = self.parts, self.settings.epochs
+        attack = parts.attack if parts.loss.needs_attack and self.warm_start is None else None
+        return Subject(
+            self.model,
+            self.loss,
+            attack and attack.for_epoch(epochs, epochs),
+            parts.weight_perturbation.for_epoch(epochs),
+            parts.optimizer,
+            next(iter(self.train_loader.epoch(1))),
+            self.settings,
+        )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What else the record of the execution says."""
+        settings, attack = self.settings, self.parts.attack if self.loss.needs_attack else None
+        return {
+            "batch_size": settings.images_per_step,
+            "accumulation": settings.accumulation,
+            "processes": distributed.world_size(),
+            "deterministic": settings.deterministic,
+            "changes_mathematics": changes_of_mathematics(settings, attack),
+        }
 
     def _due(self, every: int) -> bool:
         return self.position.epoch % every == 0 or self.position.epoch == self.settings.epochs
