@@ -126,10 +126,10 @@ class Trainer:
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
         self.sharding = sharding_named(settings.sharding, self.device)
+        self.start = decide(self._subject, settings, self.numerics, directory)  # by passes of the whole model
+        self.numerics = self.start.numerics
         self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
-        self.start = decide(self._subject, settings, self.numerics, directory)
-        self.numerics = self.start.numerics
         self.step = TrainingStep(
             self.model,
             self.loss,

@@ -94,7 +94,7 @@ def confirmed(start: Start, subject: Lazily, settings: TrainerSettings, passes: 
         SettingError: they do not pass.
     """
     facts = start.facts["acceleration"]
-    if start.acceleration == OFF or settings.sharding != "none" or facts["why"] != "asked for" or facts["gate"]:
+    if start.acceleration == OFF or facts["why"] != "asked for" or facts["gate"]:
         return start
     verdict = judge(subject().scene(start.numerics), passes, start.numerics)
     if not verdict.passed:
@@ -108,11 +108,7 @@ def confirmed(start: Start, subject: Lazily, settings: TrainerSettings, passes: 
 def _judged(subject: Lazily, settings: TrainerSettings, numerics: Numerics) -> tuple[Numerics, dict[str, Any]]:
     """The numerics that the run gets, and their record."""
     why, record = "asked for" if settings.precision != "auto" else f"auto on {numerics.device.type}", None
-    if numerics.word in GATED and settings.sharding != "none":
-        if settings.precision == "auto":
-            numerics = numerics.exact()
-        why += f"; not judged with trainer.sharding={settings.sharding}"
-    elif numerics.word in GATED:
+    if numerics.word in GATED:
         verdict = judge(subject().scene(numerics, IMAGES), Passes(subject().model, OFF), numerics)
         record = verdict.record()
         if not verdict.passed:
@@ -145,8 +141,6 @@ def _chosen(subject: Lazily, settings: TrainerSettings, numerics: Numerics, meas
     asked = asked_for(settings)
     if asked is not None:
         return Choice(asked, "", [])
-    if settings.sharding != "none":
-        return Choice(OFF, f"not measured with trainer.sharding={settings.sharding}", [])
     own = subject()  # on every process, since loading a batch may need all of them
 
     def choice() -> Choice:
