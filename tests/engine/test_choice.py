@@ -20,7 +20,9 @@ from advtrain.engine.acceleration.choice import Row, alternatives, fastest, rows
 from advtrain.engine.acceleration.measuring import Refused, Task, events, measurement
 from advtrain.engine.execution import RECORD, changes_of_mathematics, record_execution, recorded_execution
 from advtrain.engine.numerics import Numerics
+from advtrain.export.recipe import training_lines
 from advtrain.losses import Standard
+from advtrain.publish import _training
 from advtrain.types import SettingError
 from tests.engine.toy import network, trainer
 
@@ -384,6 +386,8 @@ def test_step_on_the_command_line(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "runs" / "run" / RECORD).read_text())
     assert record["acceleration"]["compile"] == "step" and record["acceleration"]["gate"]["passed"]
     assert "compile   step\n" in done.stdout
+    facts = _training(tmp_path / "runs" / "run", "last")["execution"]
+    assert training_lines({"execution": facts}) == ["training ran with: precision fp32, compile step"]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def measurement(task: Task, seconds: float) -> list[Event]:
         seconds: after which the child, and all that it started, is ended.
     """
     until = time.monotonic() + seconds
+    if task.numerics.device.type == "cuda":
+        torch.cuda.empty_cache()  # the child needs what the gate needed here
     with tempfile.TemporaryDirectory(prefix="advtrain-") as folder:
         paths = [Path(folder) / name for name in ("task", "report", "errors")]
         try:

@@ -113,7 +113,8 @@ def _judged(subject: Lazily, settings: TrainerSettings, numerics: Numerics) -> t
             numerics = numerics.exact()
         why += f"; not judged with trainer.sharding={settings.sharding}"
     elif numerics.word in GATED:
-        verdict = judge(subject().scene(numerics, IMAGES), Passes(subject().model, OFF), numerics)
+        own = subject()
+        verdict = judge(own.scene(numerics, IMAGES), Passes(own.model, OFF), numerics)
         record = verdict.record()
         if not verdict.passed:
             if settings.precision != "auto":
