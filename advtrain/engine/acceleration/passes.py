@@ -1,14 +1,12 @@
 """The passes of a training step, run as an `Acceleration` says."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advtrain.attacks.ascent import Ascent, Eager
-from advtrain.attacks.norms import Norm
-from advtrain.types import Images, Objective, PerImage, Scalar
+from advtrain.engine.acceleration.compiled import Compiled, CompiledModel
+from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed
 
 
 @dataclass(frozen=True)
@@ -37,72 +35,28 @@ class Passes:
     Attack and training have their own compiled variants, since the modes of the model differ.
 
     Args:
-        model: the bare model.
+        model: the bare model, where it is trained.
         acceleration: how its passes are run.
 
     Attributes:
         ascent: for attacks: `attack.using(passes.ascent)`.
-        attacked: the model that attacks see (eval mode, frozen).
+        attacked: the model that attacks see (frozen, in the mode of attacks).
         trained: the model that the training loss sees.
+
+    Raises:
+        SettingError: there are no CUDA graphs where the model is.
     """
 
     ascent: Ascent
+    attacked: nn.Module
+    trained: nn.Module
 
     def __init__(self, model: nn.Module, acceleration: Acceleration) -> None:
         self.acceleration = acceleration
-        self.ascent, self.attacked, self.trained = Eager(), model, model
+        self.attacked, self.trained = model, model
         if acceleration.compile != "off":
-            self.trained = compiled_module(model)
-        if acceleration.compile == "model":
-            self.attacked = compiled_module(model)
-        if acceleration.compile == "step":
-            self.ascent = Compiled()
-
-
-class Compiled:
-    """Each step of an attack, forward and backward, as one graph for all batches and radii."""
-
-    def __init__(self) -> None:
-        self._ascend = torch.compile(ascend, fullgraph=True)
-        self._value_and_gradient = torch.compile(value_and_gradient, fullgraph=True)
-
-    def value_and_gradient(self, objective: Objective, x: Images) -> tuple[PerImage, Images]:
-        return self._value_and_gradient(objective, x)
-
-    def climb(
-        self,
-        objective: Objective,
-        geometry: Norm,
-        x: Images,
-        x_adv: Images,
-        *,
-        eps: float,
-        step_size: float,
-        steps: int,
-    ) -> Images:
-        radius, length = (torch.full((), value, dtype=x.dtype, device=x.device) for value in (eps, step_size))
-        for _ in range(steps):
-            x_adv = self._ascend(objective, geometry, x, x_adv, radius, length)
-        return x_adv
-
-
-def value_and_gradient(objective: Objective, x: Images) -> tuple[PerImage, Images]:
-    """As `advtrain.attacks.ascent.value_and_gradient`, in the form that torch.compile traces as one graph."""
-
-    def total(images: Images) -> tuple[Scalar, PerImage]:
-        values = objective(images)
-        return values.sum(), values
-
-    gradient, values = torch.func.grad(total, has_aux=True)(x)
-    return values, gradient
-
-
-def ascend(objective: Objective, geometry: Norm, x: Images, x_adv: Images, eps: Tensor, step_size: Tensor) -> Images:
-    """As `advtrain.attacks.ascent.ascend`."""
-    _, gradient = value_and_gradient(objective, x_adv)
-    return geometry.inside(x, geometry.step(x_adv, gradient, step_size), eps)
-
-
-def compiled_module(model: nn.Module) -> Any:
-    """`model` behind torch.compile: the same parameters and buffers, another way of calling them."""
-    return torch.compile(model)
+            self.attacked, self.trained = CompiledModel(model), CompiledModel(model)
+        steps = Compiled() if acceleration.compile == "step" else Eager()
+        self.ascent = steps
+        if acceleration.cuda_graph:
+            self.ascent = Replayed(model, steps, CudaGraphs(next(model.parameters()).device))
