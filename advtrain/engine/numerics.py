@@ -67,10 +67,19 @@ class Numerics:
         finally:
             cudnn.allow_tf32, matmul.allow_tf32 = before
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory format by its name: pickle itself would note whichever module happened to import torch first.
+        fields = (self.device, self.dtype, self.autocast, str(self.memory_format).removeprefix("torch."), self.tf32)
+        return _numerics_of, fields
+
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         products = " with TF32 products" if self.tf32 else ""
         return name + (" with bfloat16 autocast" if self.autocast else products)
+
+
+def _numerics_of(device: torch.device, dtype: torch.dtype, autocast: bool, layout: str, tf32: bool) -> Numerics:
+    return Numerics(device, dtype, autocast, getattr(torch, layout), tf32)
 
 
 def device_named(word: str) -> torch.device:

@@ -1,5 +1,6 @@
 """What trainer.precision means, read off PyTorch's switches: they say on a CPU, too, what a GPU would do."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ def test_words(precision: str, word: str) -> None:
     assert found.memory_format == torch.channels_last
     assert found.exact().word == ("fp64" if word == "fp64" else "fp32")
     assert found.exact().memory_format == torch.channels_last
+
+
+@pytest.mark.parametrize("layout", (torch.channels_last, torch.contiguous_format))
+def test_a_process_that_never_saw_this_module_can_read_it(layout: torch.memory_format) -> None:
+    """Pickle looks for a memory format in all modules that know torch, and this one does."""
+    stored = pickle.dumps(Numerics(CPU, autocast=True, memory_format=layout), 4)
+    assert b"tests" not in stored and pickle.loads(stored) == Numerics(CPU, autocast=True, memory_format=layout)
 
 
 def test_bfloat16_is_for_the_passes_alone(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 Compilation can take longer than there is time, and cannot be interrupted from inside: so a child process measures,
 which the run ends when the time is up, with whatever compiles for it. What it has reported by then counts, and what it
 has compiled the run finds in the compiler's cache. A crash in an alternative is the end of the child alone.
-
-    python -m advtrain.engine.acceleration.measuring TASK REPORT
 """
 
 import contextlib
@@ -34,6 +32,7 @@ Step = Callable[[], None]
 FIRST_ROUNDS = 3  # of all that is ready, whenever something more is
 ROUNDS = 9  # in all
 BLOCK = 0.2  # seconds of steps that are timed together
+CHILD = "import sys; from advtrain.engine.acceleration.measuring import main; main(*sys.argv[1:])"
 # What torchrun says of a process is not true of its child.
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -64,16 +63,18 @@ def measurement(task: Task, seconds: float) -> list[Event]:
         seconds: after which the child, and all that it started, is ended.
     """
     until = time.monotonic() + seconds
+    if task.numerics.device.type == "cuda":
+        torch.cuda.empty_cache()  # the child needs what the gate needed here
     with tempfile.TemporaryDirectory(prefix="advtrain-") as folder:
         paths = [Path(folder) / name for name in ("task", "report", "errors")]
         try:
-            torch.save(task, paths[0], pickle_protocol=4)  # the default, 2, knows no memory formats
+            torch.save(task, paths[0], pickle_protocol=4)
         except Exception as error:  # whatever a user's class does not let pickle do
             return [{"event": "ended", "reason": f"cannot be sent to a process that measures: {first_line(error)}"}]
         paths[1].touch()
         with paths[2].open("w") as errors:
             child = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, *map(str, paths[:2])],
+                [sys.executable, "-c", CHILD, *map(str, paths[:2])],
                 env={name: value for name, value in os.environ.items() if name not in OF_TORCHRUN}
                 | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 stdin=subprocess.DEVNULL,
@@ -202,7 +203,3 @@ def main(task_path: str, report_path: str) -> None:
     with task.numerics.products(), Path(report_path).open("a") as report:
         for event in events(task.alternatives, lambda alternative: prepare(task, optimizer, alternative)):
             print(json.dumps(event), file=report, flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -109,7 +109,8 @@ def _judged(subject: Lazily, settings: TrainerSettings, numerics: Numerics) -> t
     """The numerics that the run gets, and their record."""
     why, record = "asked for" if settings.precision != "auto" else f"auto on {numerics.device.type}", None
     if numerics.word in GATED:
-        verdict = judge(subject().scene(numerics, IMAGES), Passes(subject().model, OFF), numerics)
+        own = subject()
+        verdict = judge(own.scene(numerics, IMAGES), Passes(own.model, OFF), numerics)
         record = verdict.record()
         if not verdict.passed:
             if settings.precision != "auto":
