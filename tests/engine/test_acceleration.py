@@ -102,7 +102,7 @@ def assert_same_training(tmp_path: Path, make: Any, accelerations: tuple[Acceler
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize(
     ("name", "norm"),
-    chosen([*product(LOSSES, (True,)), ("mart", False), ("gkl", False)], {("mart", False), ("ikl", True)}),
+    chosen([*product(LOSSES, (True,)), ("mart", False), ("gkl", False)], {("ikl", True)}),
 )
 def test_training_is_the_same(name: str, norm: bool, tmp_path: Path) -> None:
     """Two epochs, a class prior in force in the second; weights perturbed; statistics and their counts averaged."""
@@ -147,7 +147,7 @@ ATTACKS = {
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize(
     ("name", "batchnorm"),
-    chosen([*product(ATTACKS, ("eval",)), ("l1", "train"), ("apgd", "train")], {("l1", "train")}),
+    chosen([*product(ATTACKS, ("eval",)), ("l1", "train"), ("apgd", "train")], set()),
 )
 def test_training_is_the_same_with_every_attack(name: str, batchnorm: str, tmp_path: Path) -> None:
     def make() -> dict[str, Any]:
@@ -216,7 +216,11 @@ OBJECTIVES: dict[str, Any] = {
 
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize(
-    ("name", "norm"), chosen(product(OBJECTIVES, EPS), {*product(OBJECTIVES, ["linf"]), ("kl", "l1")})
+    ("name", "norm"),
+    chosen(
+        product(OBJECTIVES, EPS),
+        {*product(OBJECTIVES, ["linf"]), ("kl", "l1")},
+    ),
 )
 def test_every_step_is_one_graph_and_finds_the_same_images(name: str, norm: str, graphs: Any) -> None:
     loss, model = OBJECTIVES[name](), network(norm=True).double()
@@ -356,7 +360,7 @@ def test_what_cannot_be_traced_ends_in_one_line() -> None:
     assert attacked_by(untraceable, Acceleration()).shape == (4, 3, 6, 6)
 
 
-@pytest.mark.parametrize("acceleration", (MODEL, STEP), ids=str)
+@pytest.mark.parametrize("acceleration", (pytest.param(MODEL, marks=pytest.mark.slow), STEP), ids=str)
 def test_no_compiler_ends_in_one_line(
     acceleration: Acceleration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
