@@ -16,7 +16,7 @@ from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed, recording_
 from advtrain.engine.modes import attack_mode
 from advtrain.losses import IKL, PGDAT, TRADES, Loss
 from advtrain.types import SettingError
-from tests.engine.test_acceleration import accelerated, assert_same_training
+from tests.engine.accelerating import accelerated, assert_same_training
 from tests.engine.toy import DATA, LOSSES, network, trainer
 
 GRAPH = Acceleration("off", cuda_graph=True)
@@ -181,7 +181,7 @@ def test_training_is_the_same_with_two_views_and_accumulation(fakes: list[Fake],
 
 
 def test_compiled_steps_are_recorded_too(
-    fakes: list[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_type_checks: None
+    fakes: list[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traceable: None
 ) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     assert_same_training(
@@ -246,7 +246,7 @@ def test_a_cuda_graph_casts_the_weights_of_the_moment(gpu: torch.device) -> None
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", ("off", "model", "step"))
 def test_training_with_cuda_graphs_is_the_same(
-    compile: str, gpu: torch.device, tmp_path: Path, without_type_checks: None
+    compile: str, gpu: torch.device, tmp_path: Path, traceable: None
 ) -> None:
     assert_same_training(
         tmp_path,
