@@ -120,6 +120,25 @@ class TrainerSettings:
                 "trainer.cuda_graph=false, or trainer.activation_checkpointing=false"
             )
 
+        if self.sharding != "none":
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Whether the other choices go together with weights that are spread over the processes."""
+        unproven = "compiled graphs of weights that come and go are not shown to work"
+        bound = "a graph is bound to addresses"
+        clashes = (
+            (self.compile != "off", f"compile={self.compile}", f"off, since {unproven}", "compile=off"),
+            (self.cuda_graph, "cuda_graph=true", f"false, since {bound} and weights move", "cuda_graph=false"),
+            (self.batch_size == "auto", "batch_size=auto", "a number, since processes search alone", "batch_size=128"),
+        )
+        for chosen, choice, expected, remedy in clashes:
+            if chosen:
+                raise SettingError(
+                    f"trainer.{choice} with trainer.sharding={self.sharding}: expected {expected}; "
+                    f"choose trainer.{remedy} or trainer.sharding=none"
+                )
+
     @property
     def images_per_step(self) -> int:
         """`batch_size` as a number, which with "auto" somebody has to find first."""

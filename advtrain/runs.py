@@ -111,8 +111,7 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(_model_config(config["model"], directory))
     check_model(model, data.image_shape, data.num_classes)
-    groups = {group: parts[group] for group in PARTS}
-    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **groups)
+    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
 
 
@@ -233,7 +232,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"advtrain {advtrain.__version__}  →  {directory}",
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
         *(f"          {remark}" for remark in data.remarks()),
-        f"model     {type(trainer.model).__name__}, {parameters:,} parameters",
+        f"model     {type(trainer.model).__name__.removeprefix('FSDP')}, {parameters:,} parameters",
         f"minimise  {loss.formula()}",
     ]
     if loss.needs_attack:
@@ -244,7 +243,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         lines.append("          no attack: the configured one is not used by this loss")
     lines += _selection(trainer)
     lines.append(
-        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}, "
+        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}{trainer.sharding}, "
         f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     lines.append(f"compile   {_compiled(trainer)}")
@@ -253,13 +252,14 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
 
 def _compiled(trainer: Trainer) -> str:
     """How the passes are run, and whether that reaches the attack."""
-    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    acceleration, attack = trainer.start.acceleration, trainer.parts.attack
     attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    why = f" ({trainer.start.why})" if trainer.start.why else ""
     if acceleration == OFF or not attacked or attack is None:
-        return str(acceleration)
+        return f"{acceleration}{why}"
     if takes_passes(attack, acceleration, trainer.settings.epochs):
-        return str(acceleration)
-    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
+        return f"{acceleration}{why}"
+    return f"{acceleration}{why}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

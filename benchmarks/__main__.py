@@ -6,14 +6,18 @@ import sys
 
 import benchmarks
 
+# Modules that are no benchmark of their own.
 HELPERS = (
     "__main__",
+    "comparisons",
     "compiled_graphs",
     "counting",
     "formulas",
     *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
+    "page",
     "published",
-)  # modules that are no benchmark of their own
+    "timing",
+)
 
 
 def names() -> list[str]:

@@ -58,10 +58,10 @@ class Case:
 
 # In order of value: what does not fit into the minutes is at the end.
 CASES = (
-    Case("preact_resnet_18", "trades", 10, 128, 32, 10, weight=24),
-    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=34),
-    Case("wrn_34_10", "ikl", 10, 128, 32, 10, weight=17, short=True),
-    Case("preact_resnet_18", "ikl", 10, 128, 32, 10, weight=9, short=True),
+    Case("preact_resnet_18", "trades", 10, 128, 32, 10, weight=28),
+    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=42),
+    Case("wrn_34_10", "ikl", 10, 128, 32, 10, weight=22, short=True),
+    Case("preact_resnet_18", "ikl", 10, 128, 32, 10, weight=10, short=True),
     Case("resnet_50", "pgd_at", 3, 64, 224, 1000, weight=6, short=True),
     Case("resnet_50", "ikl", 3, 64, 224, 1000, weight=6, short=True),
 )

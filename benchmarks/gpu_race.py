@@ -13,7 +13,20 @@ from benchmarks import gpu_cases, gpu_table
 from benchmarks.gpu_cases import Case
 from benchmarks.gpu_machine import peak_memory, rate, reserved, state
 from benchmarks.gpu_profile import profiled
-from benchmarks.gpu_rungs import LADDER, ORDER, REFERENCE, RIVALS, Entrant, Look, Rung, compared, fixed_images, verdict
+from benchmarks.gpu_rungs import (
+    LADDER,
+    ORDER,
+    PUBLISHED,
+    REFERENCE,
+    RIVALS,
+    TUNED,
+    Entrant,
+    Look,
+    Rung,
+    compared,
+    fixed_images,
+    verdict,
+)
 from benchmarks.gpu_timing import (
     Clock,
     Deadline,
@@ -75,7 +88,7 @@ class Race:
                 self.save()
         if not self._entrants:
             return
-        best = min(self._estimates, key=lambda name: (name in RIVALS, self._estimates[name]))
+        best = self._fastest()
         self._time(best, deadline.before(PROFILE_SECONDS if self.device.type == "cuda" else 0), ceilings)
         fastest = gpu_table.fastest(self.rungs)
         if fastest is not None and deadline.left() > 0:
@@ -112,8 +125,7 @@ class Race:
         if rung.compiled and self.case.interpreted:
             found["status"] = "left out at toy size: one case shows that compiled rungs run"
             return
-        least = sum(max(self.effort.block_seconds, s) for s in self._estimates.values()) * self.effort.least_rounds
-        limit = deadline.left() - least
+        limit = deadline.left() - self._rounds_ahead()
         if limit <= 0:
             return
         started = time.monotonic()
@@ -135,17 +147,22 @@ class Race:
             self._entrants[rung.name], self._estimates[rung.name] = entrant, found["warm_step_seconds"]
         found["seconds_to_build"] = round(time.monotonic() - started, 1)
 
+    def _rounds_ahead(self) -> float:
+        """Seconds that the rounds of those entrants take which are ready."""
+        if not self._entrants:
+            return 0.0
+        turns = self._turns(self._fastest())
+        return sum(turns.seconds(number, self.effort) for number in range(self.effort.rounds))
+
     def _warm_up(self, entrant: Entrant, base: int) -> dict[str, Any]:
-        """Three steps, the last of which is timed and its memory read."""
-        entrant()
+        """One step, one that is timed, one whose memory is read; the looks have taken one, too."""
         entrant()
         seconds = max(self.clock.seconds(entrant), 1e-6)
         return {"warm_step_seconds": significant(seconds), **peak_memory(entrant, self.device, base)}
 
     def _time(self, best: str, deadline: Deadline, ceilings: dict[str, Any]) -> None:
         """The rounds, after each of which the record says all that follows from those so far."""
-        works = {**self._entrants, AGAIN: self._entrants[best]}
-        turns = Entrants(works, {**self._estimates, AGAIN: self._estimates[best]})
+        turns = self._turns(best)
 
         def after_round(number: int) -> None:
             self.record["rounds"] = number
@@ -161,6 +178,16 @@ class Race:
             self._entrants.pop(name, None)
             if name in self.rungs:
                 self.rungs[name]["status"] = f"failed while timed: {reason}"
+
+    def _turns(self, best: str) -> Entrants:
+        """The conclusion rests on the fastest, twice, and on what it is compared with."""
+        works = {**self._entrants, AGAIN: self._entrants[best]}
+        lasting = frozenset({PUBLISHED, TUNED, best, AGAIN})
+        return Entrants(works, {**self._estimates, AGAIN: self._estimates[best]}, lasting)
+
+    def _fastest(self) -> str:
+        """Of ours, by the warm-up."""
+        return min(self._estimates, key=lambda name: (name in RIVALS, self._estimates[name]))
 
     def _note(self, rung: Rung, times: dict[str, list[float]], matrix_rate: float | None) -> None:
         """Speed, operations per second, how far from the ceiling, and ratios to the others."""

@@ -66,8 +66,8 @@ class Effort:
     """How much is timed.
 
     Attributes:
-        rounds: in each of which every entrant has one turn.
-        least_rounds: fewer than that are no measurement.
+        rounds: in which those entrants have a turn that the conclusion rests on.
+        least_rounds: in which every entrant has one; fewer than that are no measurement.
         block_seconds: length of a turn, at least.
     """
 
@@ -83,18 +83,26 @@ class Entrants:
     Attributes:
         works: by name.
         estimates: seconds per call, from the warm-up.
+        lasting: those that take part in all rounds; all of them when None.
         times: seconds per call in each round.
         fallen: what ended an entrant, by its name.
     """
 
     works: Mapping[str, Work]
     estimates: Mapping[str, float]
+    lasting: frozenset[str] | None = None
     times: dict[str, list[float]] = field(default_factory=dict)
     fallen: dict[str, str] = field(default_factory=dict)
 
-    def round_seconds(self, effort: Effort) -> float:
-        """What one round takes, about."""
-        return sum(max(effort.block_seconds, seconds) for seconds in self.estimates.values())
+    def of_round(self, number: int, effort: Effort) -> list[str]:
+        """Who takes part in that round, counted from 0."""
+        everybody = number < effort.least_rounds or self.lasting is None
+        names = self.works if everybody else (name for name in self.works if name in (self.lasting or ()))
+        return [name for name in names if name not in self.fallen]
+
+    def seconds(self, number: int, effort: Effort) -> float:
+        """What that round takes, about."""
+        return sum(max(effort.block_seconds, self.estimates[name]) for name in self.of_round(number, effort))
 
 
 def take_turns(
@@ -105,18 +113,18 @@ def take_turns(
     An entrant that raises (out of memory, say) is out; the others go on.
     """
     order = random.Random(0)
-    works = dict(entrants.works)
-    entrants.times.update({name: [] for name in works})
+    entrants.times.update({name: [] for name in entrants.works})
     for number in range(effort.rounds):
-        if number >= effort.least_rounds and budget.left() < entrants.round_seconds(effort):
+        if number >= effort.least_rounds and budget.left() < entrants.seconds(number, effort):
             return number
-        for name in order.sample(list(works), len(works)):
+        names = entrants.of_round(number, effort)
+        for name in order.sample(names, len(names)):
             calls = max(1, math.ceil(effort.block_seconds / max(entrants.estimates[name], 1e-9)))
             try:
-                entrants.times[name].append(clock.seconds(works[name], calls))
+                entrants.times[name].append(clock.seconds(entrants.works[name], calls))
             except Exception as error:  # whatever a kernel, a compiler or the memory may come up with
                 entrants.fallen[name] = one_line(error)
-                del works[name], entrants.times[name]
+                del entrants.times[name]
         after_round(number + 1)
     return effort.rounds
 
@@ -128,8 +136,8 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, Any]:
-    """How many times as long `slow` takes as `fast` in the same round."""
-    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+    """How many times as long `slow` takes as `fast` in the same round, over the rounds that both took part in."""
+    return spread([a / b for a, b in zip(slow, fast, strict=False)])
 
 
 def significant(value: float, digits: int = 4) -> float:

@@ -19,10 +19,9 @@ def checkpoint_blocks(model: nn.Module, setting: str = "model.gradient_checkpoin
     the bit. It costs one more forward pass per backward pass: a training step takes 4/3 of its operations, an attack
     step 3/2. The state dict, `copy.deepcopy` and the model's class do not change.
 
-    A block is a member of an nn.Sequential or nn.ModuleList that is no single layer and has no blocks inside; where
-    there is none, each nn.Sequential among the model's children (the stages of a VGG). A second call changes nothing.
-    timm's own `set_grad_checkpointing` is not used: it does not work with `torch.autograd.grad`, by which attacks
-    differentiate, and it updates BatchNorm's running statistics twice per step.
+    Blocks are those of `blocks_of`; where there is none, each nn.Sequential among the model's children (the stages of
+    a VGG). A second call changes nothing. timm's own `set_grad_checkpointing` is not used: it does not work with
+    `torch.autograd.grad`, by which attacks differentiate, and it updates BatchNorm's running statistics twice per step.
 
     The model must be in the same mode, and have the same weights, in the backward pass as in the forward pass.
 
@@ -33,15 +32,7 @@ def checkpoint_blocks(model: nn.Module, setting: str = "model.gradient_checkpoin
     Raises:
         SettingError: there are no blocks.
     """
-    members = {
-        id(member): member
-        for container in model.modules()
-        if isinstance(container, nn.Sequential | nn.ModuleList)
-        for member in container
-        if next(member.children(), None) is not None
-    }
-    blocks = [m for m in members.values() if not any(id(inner) in members for inner in m.modules() if inner is not m)]
-    blocks = blocks or [stage for stage in model.children() if isinstance(stage, nn.Sequential)]
+    blocks = blocks_of(model) or [stage for stage in model.children() if isinstance(stage, nn.Sequential)]
     if not blocks:
         raise SettingError(
             f"{setting}: expected a model with residual or attention blocks, got "
@@ -50,6 +41,21 @@ def checkpoint_blocks(model: nn.Module, setting: str = "model.gradient_checkpoin
     for block in blocks:
         block.forward = MethodType(_forward, block)
     return blocks
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The residual or attention blocks: members of an nn.Sequential or nn.ModuleList that are no single layer.
+
+    One that has such members inside is a stage, not a block.
+    """
+    members = {
+        id(member): member
+        for container in model.modules()
+        if isinstance(container, nn.Sequential | nn.ModuleList)
+        for member in container
+        if next(member.children(), None) is not None
+    }
+    return [m for m in members.values() if not any(id(inner) in members for inner in m.modules() if inner is not m)]
 
 
 def _forward(block: nn.Module, *inputs: Any, **settings: Any) -> Any:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from advtrain.engine.acceleration import passes
 from benchmarks import gpu_cases, gpu_profile, gpu_race, gpu_rungs, gpu_table
+from benchmarks.gpu_machine import arithmetic
 from benchmarks.gpu_race import Race
 from benchmarks.gpu_rungs import LADDER, REFERENCE, Look, Rung, compared, verdict
 from benchmarks.gpu_timing import (
@@ -96,9 +98,21 @@ def test_rounds_end_with_the_time_but_not_before_there_is_a_measurement() -> Non
     assert take_turns(entrants, Steady(), Effort(7, 3, 0.0), past, lambda number: None) == 3
 
 
+def test_only_the_lasting_go_on_and_ratios_are_of_common_rounds() -> None:
+    seconds = iter([1.0, 2.0, 3.0, 4.0])
+    works = {"short": lambda: 6.0, "long": lambda: next(seconds)}
+    entrants = Entrants(works, {"short": 1.0, "long": 2.0}, frozenset({"long"}))
+    effort = Effort(4, 2, 1.5)
+    assert [entrants.seconds(number, effort) for number in range(4)] == [3.5, 3.5, 2.0, 2.0]
+    take_turns(entrants, Steady(), effort, FAR, lambda number: None)
+    assert {name: len(times) for name, times in entrants.times.items()} == {"short": 2, "long": 4}
+    assert ratio(entrants.times["short"], entrants.times["long"]) == {"median": 4.5, "range": [3.0, 6.0]}
+
+
 def test_time_is_over_inside_of_a_block() -> None:
+    end = time.monotonic() + 5
     with pytest.raises(OutOfTime), time_limit(0.01):
-        while True:
+        while time.monotonic() < end:
             with contextlib.suppress(Exception):  # a compiler that goes on whatever happens
                 sum(range(1000))
     time.sleep(0.02)  # the alarm of a block that ended in time does not ring
@@ -154,6 +168,7 @@ def test_parity_by_hand() -> None:
     assert found == pytest.approx(expected, abs=1e-4)
     assert "cosine 0.5" in str(verdict(Rung("x", "bf16"), {"cosine": 0.5, "sign_agreement": 1.0}))
     assert "sign_agreement 0.75" in str(verdict(Rung("x", "bf16"), {"sign_agreement": 0.75}))
+    assert "weights_relative_l2 0.3" in str(verdict(Rung("x", "bf16"), {"weights_relative_l2": 0.3}))
     assert "no finite number" in str(verdict(Rung("x"), {"cosine": None}))
 
 
@@ -182,6 +197,25 @@ def test_the_published_step_and_every_rung_of_float32_agree(loss: str) -> None:
         if rung.name in looks:
             assert verdict(rung, compared(looks[rung.name], reference)) is None, rung.name
     assert len(looks) == 4
+
+
+@pytest.mark.parametrize(
+    ("precision", "convolutions", "products", "tries"),
+    (
+        ("fp32", False, False, True),
+        ("bf16", False, False, True),
+        ("tf32", True, True, True),
+        ("defaults", True, False, False),
+    ),
+)
+def test_switches_of_a_precision(precision: str, convolutions: bool, products: bool, tries: bool) -> None:
+    """They say on a CPU, too, what a GPU would do."""
+    cudnn: Any = torch.backends.cudnn
+    before = (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark)
+    with arithmetic(precision):
+        assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (convolutions, products)
+        assert cudnn.benchmark == tries
+    assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark) == before
 
 
 # A case
@@ -239,6 +273,35 @@ def test_a_rung_that_does_not_fit_is_named_and_the_next_ones_run(monkeypatch: py
     assert record["rungs"]["+ channels_last"]["status"] == "failed: out of memory: CUDA out of memory"
     assert record["rungs"]["+ bf16"]["status"].startswith("left out: the time was over")
     assert record["rungs"][REFERENCE]["status"] == record["rungs"]["published, float32"]["status"] == "timed"
+
+
+def test_a_replayed_rung_is_looked_at_through_its_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CUDA graphs that computes where they would replay, and one that replays the same for ever."""
+    rung = next(rung for rung in LADDER if rung.name == "+ CUDA graph, not compiled")
+    case = toy()
+    data = gpu_cases.batches(case, CPU)
+    state = gpu_cases.briefly_trained(case, data, CPU, True)
+    points = gpu_rungs.fixed_images(case, data, state, True)
+    reference_rung = next(one for one in LADDER if one.name == REFERENCE)
+    reference = gpu_rungs.Entrant(reference_rung, case, data, state, True).look(points)
+    replays = []
+
+    def record(function: Any) -> Any:
+        def replay() -> Any:
+            replays.append(function)
+            return function()
+
+        return replay
+
+    monkeypatch.setattr(passes, "CudaGraphs", lambda device: record)
+    entrant = gpu_rungs.Entrant(rung, case, data, state, True)
+    look = entrant.look(points)
+    assert len(replays) == 2 and look.gradient is None  # two steps, from the found images and from the start
+    assert verdict(rung, compared(look, reference)) is None
+
+    monkeypatch.setattr(passes, "CudaGraphs", lambda device: lambda function: lambda: (points.found.clone(),))
+    stuck = gpu_rungs.Entrant(rung, case, data, state, True).look(points)
+    assert "sign_agreement" in str(verdict(rung, compared(stuck, reference)))
 
 
 def test_a_case_without_time_says_so() -> None:

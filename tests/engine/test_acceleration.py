@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
 
 from advtrain.attacks import APGD, NFGSM, PGD, Free, Scheduled
 from advtrain.attacks.ascent import Eager
@@ -100,7 +100,10 @@ def assert_same_training(tmp_path: Path, make: Any, accelerations: tuple[Acceler
 
 
 @pytest.mark.usefixtures("aot_eager")
-@pytest.mark.parametrize(("name", "norm"), chosen(product(LOSSES, (False, True)), {("mart", False), ("ikl", True)}))
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    chosen([*product(LOSSES, (True,)), ("mart", False), ("gkl", False)], {("mart", False), ("ikl", True)}),
+)
 def test_training_is_the_same(name: str, norm: bool, tmp_path: Path) -> None:
     """Two epochs, a class prior in force in the second; weights perturbed; statistics and their counts averaged."""
     assert_same_training(
@@ -126,6 +129,7 @@ def test_training_is_the_same_with_two_views_mixed_images_and_accumulation(name:
             "epochs": 1,
             **DATA[name](),
         },
+        (STEP,),
     )
 
 
@@ -143,7 +147,7 @@ ATTACKS = {
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize(
     ("name", "batchnorm"),
-    chosen(product(ATTACKS, ("eval", "train")), {("l1", "train")}),
+    chosen([*product(ATTACKS, ("eval",)), ("l1", "train"), ("apgd", "train")], {("l1", "train")}),
 )
 def test_training_is_the_same_with_every_attack(name: str, batchnorm: str, tmp_path: Path) -> None:
     def make() -> dict[str, Any]:
@@ -179,23 +183,26 @@ def test_a_run_builds_three_graphs(acceleration: Acceleration, batchnorm: str, t
 
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize("acceleration", (pytest.param(MODEL, marks=pytest.mark.slow), STEP), ids=str)
-def test_a_new_size_of_batch_builds_its_graphs_once(acceleration: Acceleration, tmp_path: Path, graphs: Any) -> None:
-    """24 images in 5 passes are 4, 5, 5, 5 and 5."""
-    run = trainer(tmp_path, network(norm=True), loss=TRADES(), accumulation=5)
-    accelerated(run, acceleration).fit()
+def test_a_new_size_of_batch_builds_its_graphs_once(acceleration: Acceleration, graphs: Any) -> None:
+    """A graph of the attack and one of training for each size: none for any size, which would be slower."""
+    model, loss = network(norm=True), PGDAT()
+    passes = Passes(model, acceleration)
+    for n in (4, 5, 6, 4, 6, 5):
+        x, y = torch.rand(n, 3, 6, 6), torch.arange(n) % 4
+        with attack_mode(model):
+            x_adv = PGD(eps=0.1, steps=2).using(passes.ascent)(loss.inner(passes.attacked, x, y), x)
+        loss.outer(passes.trained, x, x_adv, y)[0].backward()
     assert graphs() == 6
 
 
 @pytest.mark.usefixtures("aot_eager")
 def test_modes_and_other_models_do_not_disturb_what_is_built(graphs: Any) -> None:
-    """An attack in eval mode and in train mode, in turn, of two runs in one process."""
+    """An attack in eval mode and in train mode, in turn, of two runs in one process, each with its own limit."""
     x, y, loss = torch.rand(4, 3, 6, 6), torch.arange(4), PGDAT()
     runs = [(model, Passes(model, STEP)) for model in (network(norm=True), network(norm=True))]
-    for _ in range(3):
-        for model, passes in runs:
-            for batchnorm in ("eval", "train"):
-                with attack_mode(model, batchnorm):
-                    PGD(eps=0.1, steps=2).using(passes.ascent)(loss.inner(passes.attacked, x, y), x)
+    for _, (model, passes), batchnorm in product(range(3), runs, ("eval", "train")):
+        with attack_mode(model, batchnorm), torch._dynamo.config.patch(recompile_limit=2):
+            PGD(eps=0.1, steps=2).using(passes.ascent)(loss.inner(passes.attacked, x, y), x)
     assert graphs() == 4
 
 
