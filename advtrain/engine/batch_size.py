@@ -207,8 +207,8 @@ def recorded(directory: Path) -> dict[str, Any]:
     facts = recorded_execution(directory)
     if "batch_size" not in facts and (directory / "checkpoints" / "last.pt").is_file():
         raise SettingError(
-            f"trainer.batch_size=auto: expected the number with which the run began in {directory / RECORD}, got none; restore that "
-            "file, or start anew under another name=…"
+            f"trainer.batch_size=auto: expected the number with which the run began in {directory / RECORD}, got "
+            "none; restore that file, or start anew under another name=…"
         )
     return {key: facts[key] for key in ("batch_size", "batch_size_reason") if key in facts}
 
