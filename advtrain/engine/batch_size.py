@@ -13,7 +13,6 @@ A larger batch is other mathematics: fewer, less noisy steps. The learning rate 
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch.nn.functional as F
 from advtrain import distributed
 from advtrain.config import TrainerSettings
 from advtrain.data.base import Batch
-from advtrain.engine.checkpoints import write_text
+from advtrain.engine.execution import RECORD, record_execution, recorded_execution
 from advtrain.engine.memory import bytes_per_row, fits_on_gpu, host_memory
 from advtrain.engine.trainer import Trainer
 from advtrain.types import SettingError
@@ -38,7 +37,6 @@ HOST_SHARE = (
 )
 LARGEST_TRIAL = 64  # times the smallest one, of steps whose bytes are counted on a CPU
 ENOUGH = f"more would leave fewer than {LEAST_STEPS} steps an epoch"
-EXECUTION = "execution.json"
 STATEFUL = ("attack", "loss", "weight_perturbation", "averaging")  # each trial has its own
 
 
@@ -193,8 +191,7 @@ def settled(settings: TrainerSettings, found: Found | None, directory: Path, dev
         assert found is not None, "the main process has no record, though this one saw it"
         rows = -int(distributed.all_reduce_max(torch.tensor(-found.rows, device=device)))
         facts = {"batch_size": rows * distributed.world_size(), "batch_size_reason": found.reason}
-        if distributed.is_main():
-            _record(directory, facts)
+        record_execution(directory, **facts)
     assert isinstance(facts, dict)
     with_number = replace(settings, batch_size=facts["batch_size"])
     check(with_number)  # there may be more processes now
@@ -207,20 +204,13 @@ def recorded(directory: Path) -> dict[str, Any]:
     Raises:
         SettingError: the run has a checkpoint and no record.
     """
-    path = directory / EXECUTION
-    facts = json.loads(path.read_text()) if path.is_file() else {}
+    facts = recorded_execution(directory)
     if "batch_size" not in facts and (directory / "checkpoints" / "last.pt").is_file():
         raise SettingError(
-            f"trainer.batch_size=auto: expected the number with which the run began in {path}, got none; restore that "
-            "file, or start anew under another name=…"
+            f"trainer.batch_size=auto: expected the number with which the run began in {directory / RECORD}, got "
+            "none; restore that file, or start anew under another name=…"
         )
     return {key: facts[key] for key in ("batch_size", "batch_size_reason") if key in facts}
-
-
-def _record(directory: Path, facts: dict[str, Any]) -> None:
-    path = directory / EXECUTION
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_text(path, json.dumps(before | facts, indent=2) + "\n")
 
 
 def remarks(trainer: Trainer, asked: TrainerSettings) -> list[str]:

@@ -16,8 +16,9 @@ from advtrain import distributed
 from advtrain.composition import compose
 from advtrain.config import TrainerSettings, typed
 from advtrain.engine import batch_size
-from advtrain.engine.batch_size import EXECUTION, find_rows, largest, settled, take_steps
+from advtrain.engine.batch_size import find_rows, largest, settled, take_steps
 from advtrain.engine.checkpoints import load
+from advtrain.engine.execution import RECORD, recorded_execution
 from advtrain.engine.memory import bytes_per_row, peak_bytes, runs
 from advtrain.losses import TRADES
 from advtrain.recipes.cost import training_flop
@@ -219,13 +220,13 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 def test_a_run_is_that_of_the_number_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_run(config(tmp_path, "trainer.batch_size=auto"), "auto")
     shown = " ".join(capsys.readouterr().out.split())
-    facts = json.loads((tmp_path / "auto" / EXECUTION).read_text())
+    facts = json.loads((tmp_path / "auto" / RECORD).read_text())
     assert facts["batch_size"] == 80  # of 1,337 images
     assert "auto: 80 images a step, 16 steps an epoch; more would leave fewer than 16 steps an epoch" in shown
     assert "optimizer.lr=0.1 is not scaled" in shown and "warning" not in shown
     assert "batch_size: auto" in (tmp_path / "auto" / "config.yaml").read_text()
     train_run(config(tmp_path, "trainer.batch_size=80"), "number")
-    assert not (tmp_path / "number" / EXECUTION).exists()
+    assert "batch_size_reason" not in recorded_execution(tmp_path / "number")
     found, expected = weights(tmp_path / "auto"), weights(tmp_path / "number")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -235,12 +236,12 @@ def test_a_resumed_run_takes_its_number_and_measures_nothing(tmp_path: Path, mon
         raise AssertionError("measured again")
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / EXECUTION).write_text('{"batch_size": 200, "other": 1}')
+    (tmp_path / "run" / RECORD).write_text('{"batch_size": 200, "other": 1}')
     monkeypatch.setattr(batch_size, "find_rows", never)
     train_run(config(tmp_path, "trainer.batch_size=auto"), "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 1337 // 200
-    (tmp_path / "run" / EXECUTION).unlink()
+    (tmp_path / "run" / RECORD).unlink()
     with pytest.raises(
         SettingError, match=r"expected the number with which the run began in .*execution\.json, got none"
     ):
@@ -249,7 +250,7 @@ def test_a_resumed_run_takes_its_number_and_measures_nothing(tmp_path: Path, mon
 
 def test_a_large_batch_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / EXECUTION).write_text('{"batch_size": 400, "batch_size_reason": "so it was"}')
+    (tmp_path / "run" / RECORD).write_text('{"batch_size": 400, "batch_size_reason": "so it was"}')
     train_run(config(tmp_path, "trainer.batch_size=auto"), "run")
     shown = " ".join(capsys.readouterr().out.split())
     assert "auto: 400 images a step, 3 steps an epoch; so it was" in shown
@@ -276,7 +277,7 @@ def test_sharding_needs_a_number() -> None:
 
 
 def test_a_recorded_number_must_suit_the_processes_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / EXECUTION).write_text('{"batch_size": 200}')
+    (tmp_path / RECORD).write_text('{"batch_size": 200}')
     monkeypatch.setattr(distributed, "launched_processes", lambda: 3)
     with pytest.raises(SettingError, match=r"expected a multiple of 3 processes .* got 200"):
         settled(TrainerSettings(batch_size="auto"), None, tmp_path, CPU)
@@ -323,4 +324,4 @@ def test_all_processes_agree_on_the_smallest(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["48 48", "48 48"]
-    assert json.loads((tmp_path / EXECUTION).read_text())["batch_size"] == 48
+    assert json.loads((tmp_path / RECORD).read_text())["batch_size"] == 48
