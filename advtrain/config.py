@@ -61,7 +61,8 @@ class TrainerSettings:
         compile: off, model (forward passes by torch.compile), step (each attack step, forward and backward, as one
             graph) or auto (whichever a measurement at the start finds fastest).
         cuda_graph: whether the attack's steps are replayed as one CUDA graph; null leaves it to compile=auto.
-        activation_checkpointing: whether blocks of the model forget their activations and compute them again.
+        activation_checkpointing: whether blocks of the model forget their activations and compute them again, in
+            attacks, too; not with compile=step or a CUDA graph.
         sharding: none, or fsdp: every process holds a part of each weight, its gradient and the optimiser's state.
         channels_last: memory layout of model and images; null chooses it for 3-channel images.
         clip_norm: largest gradient norm, null for no clipping.
@@ -97,6 +98,9 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation", "log_every", "save_every"):
             checks.integer(f"trainer.{name}", getattr(self, name), low=1)
+        if isinstance(self.batch_size, str) and self.batch_size != "auto":
+            expected = "an integer of at least 1, or auto"
+            raise SettingError(f"trainer.batch_size: expected {expected}, got {self.batch_size!r}; give one of the two")
         if self.batch_size != "auto":
             checks.integer("trainer.batch_size", self.batch_size, low=1)
         checks.choice("trainer.precision", self.precision, PRECISIONS)
@@ -108,6 +112,32 @@ class TrainerSettings:
             checks.number("trainer.clip_norm", self.clip_norm, above=0)
         if self.threads is not None:
             checks.integer("trainer.threads", self.threads, low=1)
+        if self.activation_checkpointing and (self.compile == "step" or self.cuda_graph):
+            got = "compile=step" if self.compile == "step" else "cuda_graph=true"
+            raise SettingError(
+                f"trainer.activation_checkpointing=true with trainer.{got}: expected compile=off or model and no CUDA "
+                "graph, since an attack step that is one graph keeps its activations; choose trainer.compile=model "
+                "trainer.cuda_graph=false, or trainer.activation_checkpointing=false"
+            )
+
+        if self.sharding != "none":
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Whether the other choices go together with weights that are spread over the processes."""
+        unproven = "compiled graphs of weights that come and go are not shown to work"
+        bound = "a graph is bound to addresses"
+        clashes = (
+            (self.compile != "off", f"compile={self.compile}", f"off, since {unproven}", "compile=off"),
+            (self.cuda_graph, "cuda_graph=true", f"false, since {bound} and weights move", "cuda_graph=false"),
+            (self.batch_size == "auto", "batch_size=auto", "a number, since processes search alone", "batch_size=128"),
+        )
+        for chosen, choice, expected, remedy in clashes:
+            if chosen:
+                raise SettingError(
+                    f"trainer.{choice} with trainer.sharding={self.sharding}: expected {expected}; "
+                    f"choose trainer.{remedy} or trainer.sharding=none"
+                )
 
     @property
     def images_per_step(self) -> int:
@@ -175,8 +205,8 @@ def _typed_value(hint: Any, value: Any, name: str) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     if value is None and type(None) in kinds:
         return None
-    if str in kinds and int in kinds and not isinstance(value, str):
-        return checks.integer(name, value)
+    if str in kinds and int in kinds:
+        return value if isinstance(value, str) else checks.integer(name, value)
     kind: Any = next(kind for kind in kinds if kind is not type(None))
     if is_dataclass(kind) and isinstance(value, Mapping):
         return typed(cast(type, kind), value, name)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, MutableMapping
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, NamedTuple, Protocol
 
 from advtrain.types import SettingError
@@ -111,6 +112,11 @@ def check_launcher(name: str, *, sweeping: bool, environment: Mapping[str, str] 
         raise SettingError(
             f"hydra/launcher={name}: expected the package hydra-submitit-launcher, got none; "
             "pip install 'advtrain[slurm]'"
+        )
+    if name == "submitit_slurm" and which("srun") is None:
+        raise SettingError(
+            "hydra/launcher=submitit_slurm: expected a machine that submits to Slurm, got one without srun; go to one, "
+            "or try hydra/launcher=submitit_local"
         )
 
 

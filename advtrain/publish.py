@@ -15,6 +15,8 @@ from advtrain import checks
 from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
+from advtrain.engine.acceleration import Acceleration
+from advtrain.engine.execution import recorded_execution
 from advtrain.engine.progress import console
 from advtrain.evaluation import EvaluationSettings
 from advtrain.evaluation.records import EVIDENCE, RECORD
@@ -236,6 +238,13 @@ def _training(directory: Path, checkpoint: str) -> dict[str, Any]:
     """What a run's training took and ran on, as far as the run says it."""
     provenance = yaml.safe_load((directory / "config.yaml").read_text()).get("provenance") or {}
     facts = {name: provenance[name] for name in ("git_commit", "hardware", "versions") if provenance.get(name)}
+    execution = recorded_execution(directory)
+    if "numerics" in execution and "acceleration" in execution:
+        how = execution["acceleration"]
+        facts["execution"] = {
+            "precision": execution["numerics"]["precision"],
+            "compile": str(Acceleration(how["compile"], how["cuda_graph"])),
+        }
     last = directory / "checkpoints" / "last.pt"
     if last.is_file():
         position = checkpoints.load(last)["position"]

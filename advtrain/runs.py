@@ -10,7 +10,7 @@ import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.data.base import Dataset
-from advtrain.engine import Ingredients, Trainer
+from advtrain.engine import Ingredients, Trainer, batch_size
 from advtrain.engine import run_directory as directories
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
@@ -73,11 +73,13 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
+    found = batch_size.own_rows(parts, lambda own: make_trainer(config, own, directory), directory, device)
     with distributed.process_group(device):
         _claim(directory, config)
+        parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            console.print(_opening(trainer, parts, directory))
+            console.print("\n".join([_opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -109,8 +111,7 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(_model_config(config["model"], directory))
     check_model(model, data.image_shape, data.num_classes)
-    groups = {group: parts[group] for group in PARTS}
-    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **groups)
+    ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
 
 
@@ -200,12 +201,7 @@ def _check_combination(parts: dict[str, Any], config: dict[str, Any]) -> None:
                 f"{group}.start_epoch: expected one of the {settings.epochs} epochs, got {first}: "
                 f"{type(parts[group]).__name__} would never act; lower it, raise trainer.epochs or choose {group}=none"
             )
-    rows, rest = divmod(settings.images_per_step, distributed.launched_processes())
-    if rest or rows < settings.accumulation:
-        raise SettingError(
-            f"trainer.batch_size: expected a multiple of {distributed.launched_processes()} processes with at least "
-            f"trainer.accumulation={settings.accumulation} images each, got {settings.batch_size}; change one of them"
-        )
+    batch_size.check(settings)
 
 
 def _check_targets(data: Dataset, loss: Loss) -> None:
@@ -236,7 +232,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"advtrain {advtrain.__version__}  →  {directory}",
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
         *(f"          {remark}" for remark in data.remarks()),
-        f"model     {type(trainer.model).__name__}, {parameters:,} parameters",
+        f"model     {type(trainer.model).__name__.removeprefix('FSDP')}, {parameters:,} parameters",
         f"minimise  {loss.formula()}",
     ]
     if loss.needs_attack:
@@ -247,7 +243,7 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         lines.append("          no attack: the configured one is not used by this loss")
     lines += _selection(trainer)
     lines.append(
-        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}, "
+        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}{trainer.sharding}, "
         f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     lines.append(f"compile   {_compiled(trainer)}")
@@ -256,13 +252,14 @@ def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
 
 def _compiled(trainer: Trainer) -> str:
     """How the passes are run, and whether that reaches the attack."""
-    acceleration, attack = trainer.acceleration, trainer.parts.attack
+    acceleration, attack = trainer.start.acceleration, trainer.parts.attack
     attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
+    why = f" ({trainer.start.why})" if trainer.start.why else ""
     if acceleration == OFF or not attacked or attack is None:
-        return str(acceleration)
+        return f"{acceleration}{why}"
     if takes_passes(attack, acceleration, trainer.settings.epochs):
-        return str(acceleration)
-    return f"{acceleration}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
+        return f"{acceleration}{why}"
+    return f"{acceleration}{why}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
 
 
 def _selection(trainer: Trainer) -> list[str]:

@@ -13,7 +13,7 @@ HELPERS = (
     "compiled_graphs",
     "counting",
     "formulas",
-    "live_bytes",
+    *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
     "page",
     "published",
     "timing",

@@ -1,8 +1,10 @@
 """Runs that Slurm or submitit starts: what a process reads of its place, and sweeps as jobs."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from torch.distributed import HashStore
 
+from advtrain import cli
 from advtrain.launchers import PORTS, adopt, agreed_name, check_launcher, first_host
 from advtrain.types import SettingError
 
@@ -107,7 +110,12 @@ def test_first_host_of_a_list(hosts: str, first: str) -> None:
 
 def test_launchers_that_cannot_start_anything_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_launcher("basic", sweeping=False, environment={"RANK": "1"})
+    check_launcher("submitit_local", sweeping=True, environment={})
+    monkeypatch.setattr("advtrain.launchers.which", lambda name: f"/usr/bin/{name}")
     check_launcher("submitit_slurm", sweeping=True, environment={})
+    monkeypatch.setattr("advtrain.launchers.which", lambda name: None)
+    with pytest.raises(SettingError, match="got one without srun"):
+        check_launcher("submitit_slurm", sweeping=True, environment={})
     with pytest.raises(SettingError, match="expected -m beside it"):
         check_launcher("submitit_slurm", sweeping=False, environment={})
     with pytest.raises(SettingError, match="got process 1 of several; start it without torchrun"):
@@ -150,11 +158,22 @@ def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProc
     ),
 )
 def test_sweeps_are_refused_before_the_first_point_starts(
-    tmp_path: Path, words: tuple[str, ...], expected: str
+    tmp_path: Path,
+    words: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = run(tmp_path, *words)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    def started(*arguments: object) -> None:
+        raise AssertionError("Hydra was asked to start it")
+
+    monkeypatch.setattr(cli, "_hydra_main", started)
+    monkeypatch.setattr(sys, "argv", ["advtrain", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.train()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("advtrain: error: ") and expected in line
     assert not list(tmp_path.iterdir())
 
@@ -186,3 +205,91 @@ def test_a_sweep_of_jobs_trains_and_names_the_point_that_failed(tmp_path: Path) 
     logs = sorted((tmp_path / "runs" / ".sweep" / ".submitit").glob("*/*_log.out"))
     assert len(logs) == 2 and any("trained 1 epochs" in log.read_text() for log in logs)
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+# Stands for python: writes down its words, ends as told, or waits and answers TERM as a run does.
+PYTHON = """#!/usr/bin/env bash
+echo "$@" >> "$LOG"
+trap 'echo saved >> "$LOG"; exit 143' TERM
+[[ -n ${ENDS_WITH:-} ]] && exit "$ENDS_WITH"
+sleep 0.2 # for the script to set its own traps
+echo ready >> "$LOG"
+while true; do sleep 0.02; done
+"""
+SRUN = """#!/usr/bin/env bash
+echo "srun $1" >> "$LOG"
+shift
+echo $$ > "$LOG.srun"
+exec "$@"
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >> "$LOG"
+kill -TERM "$(cat "$LOG.srun")"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo node007; echo node008; else echo "scontrol $*" >> "$LOG"; fi
+"""
+JOB = {
+    "SLURM_JOB_ID": "42",
+    "SLURM_JOB_NODELIST": "node[007-008]",
+    "SLURM_NNODES": "2",
+    "SLURM_GPUS_ON_NODE": "4",
+    "SLURM_CPUS_PER_TASK": "32",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """Variables of a job, and a PATH on which stand-ins for Slurm's commands and for python come first."""
+    for name, text in {"python": PYTHON, "srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return {**os.environ, **JOB, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+
+
+@pytest.mark.parametrize("script", ("slurm_one_node.sbatch", "slurm_many_nodes.sbatch"))
+@pytest.mark.parametrize(
+    ("number", "ends_with", "code", "requeued"),
+    (
+        (None, "0", 0, False),
+        (None, "2", 2, False),  # a setting that cannot be used must not come again and again
+        (signal.SIGUSR1, "", 143, True),  # the time limit is near
+        (signal.SIGTERM, "", 143, False),  # scancel, or a preemption, which requeues by itself
+    ),
+)
+def test_a_job_saves_and_goes_into_the_queue_again(
+    cluster: dict[str, str], script: str, number: signal.Signals | None, ends_with: str, code: int, requeued: bool
+) -> None:
+    log = Path(cluster["LOG"])
+    command = ["bash", str(ROOT / "scripts" / script), "loss=trades", "a=[b, c]"]
+    with subprocess.Popen(command, env={**cluster, "ENDS_WITH": ends_with}) as process:
+        deadline = time.monotonic() + 60
+        while number is not None and not (log.exists() and "ready" in log.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        if number is not None:
+            process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    lines = log.read_text().splitlines()
+    assert ("scontrol requeue 42" in lines) == requeued
+    assert ("saved" in lines) == (number is not None)
+    words = next(line for line in lines if line.startswith("-m torch.distributed.run"))
+    assert words.endswith("--max-restarts=3 -m advtrain loss=trades a=[b, c]") or script == "slurm_many_nodes.sbatch"
+    if script == "slurm_many_nodes.sbatch":
+        assert "srun --kill-on-bad-exit=1" in lines
+        assert "--nnodes=2 --nproc-per-node=4" in words and "--rdzv-endpoint=node007:12042 --rdzv-id=42-0" in words
+        assert words.endswith("-m advtrain loss=trades a=[b, c]")
+
+
+def test_the_sweep_script_sets_what_the_launcher_knows(cluster: dict[str, str]) -> None:
+    """Its words are keys of the launcher, and reach Hydra as given."""
+    from advtrain.composition import compose
+
+    variables = {**cluster, "GPUS": "4", "ENDS_WITH": "0"}
+    subprocess.run([ROOT / "scripts" / "slurm_sweep.sh", "seed=0,1"], env=variables, check=True)
+    words = Path(cluster["LOG"]).read_text().split()
+    assert words[:3] == ["-m", "advtrain", "-m"] and words[-1] == "seed=0,1"
+    assert "hydra.launcher.tasks_per_node=4" in words
+    compose("train", [*words[3:-1], "seed=0"])
+    with pytest.raises(SettingError):
+        compose("train", [*words[3:-1], "hydra.launcher.no_such_key=1"])

@@ -79,6 +79,12 @@ class Eager:
     def value_and_gradient(self, objective: Objective, x: Images) -> tuple[PerImage, Images]:
         return value_and_gradient(objective, x)
 
+    def ascend(
+        self, objective: Objective, geometry: Norm, x: Images, x_adv: Images, eps: Tensor, step_size: Tensor
+    ) -> Images:
+        """As the function `ascend`."""
+        return ascend(objective, geometry, x, x_adv, eps, step_size)
+
     def climb(
         self,
         objective: Objective,

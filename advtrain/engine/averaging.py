@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from advtrain import checks
+from advtrain import checks, distributed
 from advtrain.engine.batchnorm import NaturalImages, batchnorm_layers, recompute_statistics
 from advtrain.engine.foreach import copy_all
 
@@ -243,4 +243,6 @@ class Follower:
 
 
 def _tensors(places: list[tuple[dict, dict, str]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [here[name] for here, _, name in places], [there[name] for _, there, name in places]
+    """What is there now; of sharded models, which are cut up alike, this process's parts."""
+    own = [distributed.own_part(here[name]) for here, _, name in places]
+    return own, [distributed.own_part(there[name]) for _, there, name in places]

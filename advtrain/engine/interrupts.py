@@ -11,11 +11,13 @@ import torch
 
 from advtrain import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # USR1 and USR2: Slurm's --signal, submitit
+# What Slurm's --signal and submitit send; Windows has neither.
+USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *USER)
 
 AGREE = 5.0  # seconds between two agreements of several processes, where that is more than a step and less than ten
 ECHO = 3.0  # seconds within which a signal that comes again is the same request: from the terminal and from torchrun
-LINGER = 120.0  # seconds in which the main process has put the job into the queue again
+LINGER = 60.0  # seconds in which the main process has put the job into the queue again
 
 
 class Interrupted(Exception):
@@ -67,12 +69,12 @@ class StopRequest:
         again, self._came = time.monotonic() - self._came > ECHO, time.monotonic()
         if number == self.number == signal.SIGINT and again:  # asked twice: the person means it
             raise KeyboardInterrupt
-        if self.number not in (signal.SIGUSR1, signal.SIGUSR2):  # SIGTERM beside it must not stop the hand-over
+        if self.number not in USER:  # SIGTERM beside it must not stop the hand-over
             self.number = number
 
     def _hand_over(self, previous: dict[signal.Signals, Callable[..., Any] | int | None]) -> None:
         handler = previous.get(signal.Signals(self.number))
-        if self.number not in (signal.SIGUSR1, signal.SIGUSR2) or not callable(handler):
+        if self.number not in USER or not callable(handler):
             return
         handler(self.number, None)
         if not distributed.is_main():  # submitit's handler ends the main process; the job must live until then

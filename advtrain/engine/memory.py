@@ -1,8 +1,10 @@
 """How much memory there is, and how much a computation takes."""
 
+import gc
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,11 +13,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from advtrain.types import SettingError
+
 # Of a cgroup: its limit, its use, its statistics, and the name there of what only holds files. Versions 2 and 1.
 CGROUPS = {
     "": ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
 }
+
+SAME_SLOPE = 0.02  # relative difference of two slopes that counts as none
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine to execute")  # in messages of CUDA, cuDNN
 
 
 class LiveBytes(TorchDispatchMode):
@@ -36,9 +43,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        given = {storage._cdata for storage in _storages((args, kwargs))}  # older ones may be among them
+        for storage in _storages(result):
+            if storage._cdata not in given:
+                self._count(storage)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -52,6 +60,10 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
 
 
 def host_memory(root: Path = Path("/")) -> int:
@@ -98,3 +110,81 @@ def _numbers(path: Path) -> dict[str, int]:
     """The first number of each line, by the line's first word."""
     words = [line.split() for line in path.read_text().splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
+
+
+def fits_on_gpu(trial: Callable[[int], None], device: torch.device, share: float) -> Callable[[int], bool]:
+    """Whether a trial of so many rows runs in a share of the memory that is free on the GPU."""
+
+    def fits(rows: int) -> bool:
+        torch.cuda.empty_cache()
+        room = share * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        enough = runs(trial, rows)
+        peak = torch.cuda.max_memory_reserved(device)
+        gc.collect()  # the frames of an error hold tensors
+        torch.cuda.empty_cache()
+        return enough and peak <= room
+
+    return fits
+
+
+def runs(trial: Callable[[int], None], rows: int) -> bool:
+    """Whether the trial comes through; False where memory runs out."""
+    try:
+        trial(rows)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; cuDNN and cuBLAS have words of their own
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes of a step as a function of its rows."""
+
+    constant: float
+    per_row: float
+
+    def __str__(self) -> str:
+        return f"a step takes {self.constant / 2**20:,.0f} MiB and {self.per_row / 2**20:,.2f} MiB an image"
+
+    def within(self, room: float) -> Callable[[int], bool]:
+        return lambda rows: self.constant + self.per_row * rows <= room
+
+
+def bytes_per_row(trial: Callable[[int], None], first: int, most: int) -> Line:
+    """The line on which the bytes of larger steps lie, from steps of `first` rows, twice as many, and so on.
+
+    The peak of a step is the largest of several peaks, each on a line of its own: with few rows that of the update,
+    where weights and gradients are, with many that of the passes. So the slope rises until it stays. Before it has
+    risen, what grows with the rows is less than the gradients, which are at most half of the rest.
+
+    Args:
+        trial: takes a step with so many rows and leaves nothing behind.
+        first: rows of the smallest step.
+        most: rows of any step.
+
+    Raises:
+        SettingError: there is no such line up to `most` rows.
+    """
+    rows, peak, slope = first, peak_bytes(trial, first), 0.0
+    while 2 * rows <= most:
+        higher = peak_bytes(trial, 2 * rows)
+        before, slope = slope, (higher - peak) / rows
+        rows, peak = 2 * rows, higher
+        constant = peak - slope * rows
+        if abs(slope - before) <= SAME_SLOPE * slope and slope * rows >= constant / 2:
+            return Line(constant, slope)
+    raise SettingError(
+        f"trainer.batch_size=auto: expected memory in proportion to the batch by {rows} images, got another course; "
+        "give a number"
+    )
+
+
+def peak_bytes(trial: Callable[[int], None], rows: int) -> int:
+    """The most bytes that are alive at a time in a trial, the model's among them."""
+    gc.collect()
+    with LiveBytes() as memory:
+        trial(rows)
+    return memory.peak

@@ -12,6 +12,7 @@ from advtrain.engine.acceleration import OFF, Acceleration, Passes
 from advtrain.engine.free import WarmStart
 from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
+from advtrain.engine.sharding import REPLICATED, Sharding
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
 from advtrain.random import BatchRows, seeded_generator, stream_seed
@@ -55,6 +56,7 @@ class TrainingStep:
         clip_norm: largest gradient norm; None for no clipping.
         seed: of the run; names the random starts together with epoch and step.
         acceleration: how the passes are run.
+        sharding: how the model, which is spread already, lies on the processes.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TrainingStep:
         clip_norm: float | None,
         seed: int,
         acceleration: Acceleration = OFF,
+        sharding: Sharding = REPLICATED,
     ) -> None:
         loss.check_accumulation(accumulation)
         self.model, self.loss, self.optimizer = model, loss, optimizer
@@ -77,7 +80,13 @@ class TrainingStep:
         self.batch_size, self.accumulation = batch_size, accumulation
         self.attack_batchnorm, self.clip_norm, self.seed = attack_batchnorm, clip_norm, seed
         self._passes = Passes(model, acceleration)
-        self._replica = distributed.replicate(OuterPass(self._passes.trained, loss), numerics.device)
+        self._sharding = sharding
+        self._replica = sharding.replica(OuterPass(self._passes.trained, loss), numerics.device)
+
+    @property
+    def passes(self) -> Passes:
+        """What runs in place of the bare model."""
+        return self._passes
 
     def __call__(
         self, batch: Batch, attack: Attack | None, perturbation: WeightPerturbation, epoch: int, step: int
@@ -94,7 +103,7 @@ class TrainingStep:
         torch.manual_seed(stream_seed(self.seed, "model", epoch, step, distributed.rank()))
         pieces = self._pieces(batch, epoch, step)
         self.loss.start_batch(torch.cat([batch.y] * len(batch.views)))
-        adversarial = [self._attacked(piece, attack) for piece in pieces]
+        adversarial = self._adversarial(pieces, attack)
         self.optimizer.zero_grad(set_to_none=True)
         with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
             parts = self._accumulate(pieces, adversarial)
@@ -119,9 +128,13 @@ class TrainingStep:
             pieces.append(Piece(x, y, source, (stop - start) / n))
         return pieces
 
-    def _attacked(self, piece: Piece, attack: Attack | None) -> Images:
+    def _adversarial(self, pieces: list[Piece], attack: Attack | None) -> list[Images]:
         if attack is None:
-            return piece.x
+            return [piece.x for piece in pieces]
+        with self._sharding.gathered(self.model):
+            return [self._attacked(piece, attack) for piece in pieces]
+
+    def _attacked(self, piece: Piece, attack: Attack) -> Images:
         with attack_mode(self.model, self.attack_batchnorm), self.numerics.casting():
             objective = self.loss.inner(self._passes.attacked, piece.x, piece.y)
             return attack.using(self._passes.ascent)(objective, piece.x, generator=piece.source)
@@ -129,7 +142,7 @@ class TrainingStep:
     def _accumulate(self, pieces: list[Piece], adversarial: list[Images]) -> Parts:
         totals: Parts = {}
         for i, (piece, x_adv) in enumerate(zip(pieces, adversarial, strict=True)):
-            with distributed.local_gradients(self._replica, i < len(pieces) - 1):
+            with self._sharding.local_gradients(self._replica, i < len(pieces) - 1):
                 with self.numerics.casting():
                     total, parts = self._replica(piece.x, x_adv, piece.y)
                 (total * piece.share).backward()

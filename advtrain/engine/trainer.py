@@ -20,9 +20,11 @@ from advtrain import distributed
 from advtrain.config import ThreatSettings, TrainerSettings
 from advtrain.data.base import Dataset
 from advtrain.engine import checkpoints, collapse
-from advtrain.engine.acceleration.choice import asked_for
+from advtrain.engine.acceleration.start import confirmed, decide
+from advtrain.engine.acceleration.subject import Subject
 from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
+from advtrain.engine.execution import changes_of_mathematics, record_execution
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
 from advtrain.engine.interrupts import Interrupted, StopRequest
 from advtrain.engine.loggers import Logger, MetricsFile
@@ -31,10 +33,12 @@ from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.schedules import Schedule
+from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
+from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
 
@@ -117,10 +121,15 @@ class Trainer:
         if settings.sync_batchnorm:
             model = distributed.synchronise_batchnorm(model, self.device)
         self.model = model.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
+        if settings.activation_checkpointing:
+            checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
         self.averaged = ingredients.averaging.attach(self.model)
+        self.sharding = sharding_named(settings.sharding, self.device)
+        self.sharding.spread(self.model, self.averaged)
         self.optimizer = ingredients.optimizer.build(self.model)
-        self.acceleration = asked_for(settings)
+        self.start = decide(self._subject, settings, self.numerics, directory)
+        self.numerics = self.start.numerics
         self.step = TrainingStep(
             self.model,
             self.loss,
@@ -131,8 +140,10 @@ class Trainer:
             attack_batchnorm=settings.attack_batchnorm,
             clip_norm=settings.clip_norm,
             seed=seed,
-            acceleration=self.acceleration,
+            acceleration=self.start.acceleration,
+            sharding=self.sharding,
         )
+        self.start = confirmed(self.start, self._subject, settings, self.step.passes)
         self.position = Position()
         self._stop = StopRequest(self.device)
 
@@ -155,6 +166,7 @@ class Trainer:
             self._restore(checkpoints.load(self.last_path, self.device))
         if self.position.epoch >= self.settings.epochs:
             return self.position
+        record_execution(self.directory, **self.start.facts, **self._circumstances())
         done = self._global_step()
         progress = TrainingProgress(self.settings.epochs, self.train_loader.steps_per_epoch, done)
         metrics = MetricsFile(self.directory / "metrics.jsonl", done) if distributed.is_main() else None
@@ -171,11 +183,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, progress: TrainingProgress, metrics: MetricsFile | None) -> None:
         settings, position = self.settings, self.position
-        attack = None
-        if self.parts.attack is not None and self.loss.needs_attack:
-            attack = self.parts.attack.for_epoch(epoch, settings.epochs)
-            attack = attack if self.warm_start is None else self.warm_start.carrying(attack)
-        perturbation = self.parts.weight_perturbation.for_epoch(epoch)
+        attack, perturbation = self.attack_of(epoch), self.parts.weight_perturbation.for_epoch(epoch)
         meter = Meter(settings.images_per_step)
         self.model.train()
         self.loss.train()
@@ -209,20 +217,28 @@ class Trainer:
         if self._due(settings.save_every):
             self._save(self.last_path)
 
+    def attack_of(self, epoch: int) -> Attack | None:
+        """The attack of that epoch's steps; None where the loss trains on natural images."""
+        if self.parts.attack is None or not self.loss.needs_attack:
+            return None
+        attack = self.parts.attack.for_epoch(epoch, self.settings.epochs)
+        return attack if self.warm_start is None else self.warm_start.carrying(attack)
+
     def _validate(self, progress: TrainingProgress, metrics: MetricsFile | None) -> bool:
         """Validates the averaged model; returns whether it is the best so far."""
         self._prepare_average()
         position = self.position
-        accuracy = validate(
-            self.averaged,
-            self.held_out,
-            self.selection,
-            self.settings.validation,
-            seed=self.seed,
-            device=self.device,
-            dtype=self.numerics.dtype,
-            memory_format=self.numerics.memory_format,
-        )
+        with self.sharding.gathered(self.averaged):
+            accuracy = validate(
+                self.averaged,
+                self.held_out,
+                self.selection,
+                self.settings.validation,
+                seed=self.seed,
+                device=self.device,
+                dtype=self.numerics.dtype,
+                memory_format=self.numerics.memory_format,
+            )
         # Ties go to the better clean accuracy, then to the later epoch.
         is_best = (accuracy.robust, accuracy.clean) >= (position.best_robust, position.best_clean)
         if is_best:
@@ -237,6 +253,31 @@ class Trainer:
             if found.collapse.epoch == position.epoch:  # not those before: they were told of then
                 console.print(f"warning   {found.collapse}; best.pt is that of epoch {position.best_epoch}")
         return is_best
+
+    def _subject(self) -> Subject:
+        """A step of this run, on its first batch."""
+        parts, epochs = self.parts, self.settings.epochs
+        attack = parts.attack if parts.loss.needs_attack and self.warm_start is None else None
+        return Subject(
+            self.model,
+            self.loss,
+            attack and attack.for_epoch(epochs, epochs),
+            parts.weight_perturbation.for_epoch(epochs),
+            parts.optimizer,
+            next(iter(self.train_loader.epoch(1))),
+            self.settings,
+        )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What else the record of the execution says."""
+        settings, attack = self.settings, self.parts.attack if self.loss.needs_attack else None
+        return {
+            "batch_size": settings.images_per_step,
+            "accumulation": settings.accumulation,
+            "processes": distributed.world_size(),
+            "deterministic": settings.deterministic,
+            "changes_mathematics": changes_of_mathematics(settings, attack),
+        }
 
     def _due(self, every: int) -> bool:
         return self.position.epoch % every == 0 or self.position.epoch == self.settings.epochs
@@ -258,16 +299,17 @@ class Trainer:
     def _prepare_average(self) -> None:
         """Whoever uses the averaged model, on whichever process, meets the same statistics of BatchNorm."""
         split = self.parts.data.split("train")
-        self.parts.averaging.before_use(partial(natural_images, split, seed=self.seed, numerics=self.numerics))
+        with self.sharding.gathered(self.averaged):
+            self.parts.averaging.before_use(partial(natural_images, split, seed=self.seed, numerics=self.numerics))
         distributed.share_buffers(self.averaged)
 
     def _save(self, path: Path) -> None:
         self._prepare_average()
         self.loss.synchronise()
         state = {
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.sharding.whole(self.model.state_dict()),
+            "averaged": self.sharding.whole(self.averaged.state_dict()),
+            "optimizer": self.sharding.whole(self.optimizer.state_dict()),
             "loss": self.loss.state_dict(),
             "position": asdict(self.position),
         }
@@ -279,9 +321,9 @@ class Trainer:
         distributed.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.sharding.load_model(self.model, state["model"])
+        self.sharding.load_model(self.averaged, state["averaged"])
+        self.sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.loss.load_state_dict(state["loss"])
         if self.warm_start is not None:
             self.warm_start.load_state_dict(state["attack"])

@@ -51,7 +51,12 @@ def training_lines(training: Mapping[str, Any]) -> list[str]:
         lines.append(f"training time: {time}{epochs} ({training['seconds']:,.0f} s)")
     if training.get("pflop"):
         lines.append(f"training cost: {training['pflop']:.3g} PFLOP")
-    named = {"hardware": "training hardware", "git_commit": "training code at commit", "checkpoint": "checkpoint"}
+    named = {
+        "hardware": "training hardware",
+        "execution": "training ran with",
+        "git_commit": "training code at commit",
+        "checkpoint": "checkpoint",
+    }
     for key, label in named.items():
         if training.get(key):
             value = training[key]

@@ -2,6 +2,8 @@
 
     cost = F · batch_size · ⌊images_per_epoch / batch_size⌋ · Σ over epochs of passes(epoch)
 
+(with batch_size=auto, of which nothing is known before it is found: F · images_per_epoch · Σ …)
+
 F is the cost of one forward pass of one image: 2 FLOP per multiply-add of every convolution and matrix product, as
 PyTorch's own counter has it. passes(epoch) is what one optimiser step of that epoch does to an image, in units of F:
 each forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone
@@ -50,7 +52,7 @@ def training_flop(config: Mapping[str, Any], image_shape: tuple[int, int, int], 
         images_per_epoch: of which whole batches are taken.
     """
     epochs, batch = config["trainer"]["epochs"], config["trainer"]["batch_size"]
-    images = images_per_epoch // batch * batch
+    images = images_per_epoch if batch == "auto" else images_per_epoch // batch * batch
     passes = sum_over(passes_per_image(config, image_shape[0]), 1, epochs)
     return forward_flop(config["model"], image_shape) * images * passes
 

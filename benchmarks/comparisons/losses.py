@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from advtrain.attacks import PGD
 from advtrain.data.base import Batch
 from advtrain.engine import NoPerturbation
+from advtrain.engine.memory import LiveBytes
 from advtrain.engine.numerics import Numerics
 from advtrain.engine.step import TrainingStep
 from advtrain.losses import IKL, TRADES, Loss, functional
 from benchmarks import published
 from benchmarks.comparisons.parity import apart
-from benchmarks.live_bytes import LiveBytes
 from benchmarks.timing import Work, compared, interleaved, significant
 
 PAIRWISE, OURS, COMPILED, KL = "pairwise", "ikl", "ikl, compiled", "kl"

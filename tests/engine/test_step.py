@@ -104,6 +104,16 @@ def test_batchnorm_mode_changes_the_attack() -> None:
     assert not torch.equal(*found)
 
 
+def test_an_attack_in_train_mode_sees_what_a_model_in_train_mode_computes() -> None:
+    """To the bit, although BatchNorm keeps no statistics meanwhile."""
+    model = network(norm=True).train()
+    loss, x, y = PGDAT(), torch.rand(8, 3, 6, 6), torch.arange(8) % 4
+    with attack_mode(model, "train"):
+        found = PGD(eps=0.1, steps=3)(loss.inner(model, x, y), x, generator=torch.Generator().manual_seed(0))
+    expected = PGD(eps=0.1, steps=3)(loss.inner(model, x, y), x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected)
+
+
 def test_buffers_come_back_after_an_error() -> None:
     model = network(norm=True).train()
     before = model[1].running_mean.clone()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from advtrain.engine.memory import LiveBytes
 from advtrain.losses import functional
-from benchmarks.live_bytes import LiveBytes
 
 CLASSES = (2, 3, 10, 100, 1000)
 SCALES = (0.01, 1.0, 5.0, 20.0)

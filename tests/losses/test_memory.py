@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from advtrain.engine.memory import LiveBytes
 from advtrain.losses import GKL, IKL, KL, TRADES, Loss
 from advtrain.models import resnet_50
-from benchmarks.live_bytes import LiveBytes
 
 IMAGES, CLASSES = 256, 1000
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advtrain.attacks import PGD
 from advtrain.engine.modes import attack_mode
-from advtrain.models import SmallCNN, SmallPreActResNet, checkpoint_blocks, resnet_50, timm_model
+from advtrain.models import VGG, SmallCNN, SmallPreActResNet, checkpoint_blocks, resnet_50, timm_model
 from advtrain.types import SettingError
 
 FAMILIES = ("resnet10t", "vit_tiny_patch16_224", "convnext_atto", "xcit_nano_12_p16_224")
@@ -30,10 +30,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+TINY: Callable[[], nn.Module] = lambda: SmallPreActResNet(num_classes=5, width=4, blocks=1)  # noqa: E731
+
+
 def pair(word: str) -> tuple[nn.Module, nn.Module, Tensor]:
     """A float64 model, a checkpointed one with the same weights, and images."""
     torch.manual_seed(0)
-    plain = MODELS[word]().double()
+    plain = {**MODELS, "tiny": TINY}[word]().double()
     checkpointed = copy.deepcopy(plain)
     checkpoint_blocks(checkpointed)
     side = 224 if word.startswith("vit") else 32
@@ -129,6 +132,45 @@ def test_a_model_without_blocks_is_refused() -> None:
     message = r"model\.gradient_checkpointing: expected a model with .* blocks, got SmallCNN without; set it to false"
     with pytest.raises(SettingError, match=message):
         checkpoint_blocks(SmallCNN())
+
+
+def test_the_stages_of_a_model_without_blocks() -> None:
+    plain = VGG(num_classes=5, depth=8).double()
+    staged = copy.deepcopy(plain)
+    assert checkpoint_blocks(staged) == [staged.block0, staged.block1, staged.block2, staged.block3, staged.block4]
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    expected, got = step(plain.train(), x), step(staged.train(), x)
+    assert torch.equal(got[0], expected[0]) and all(torch.equal(a, b) for a, b in zip(got[2], expected[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), staged.buffers(), strict=True))
+
+
+def test_twice_is_once() -> None:
+    plain, model, x = pair("small")
+    calls: list[int] = []
+    checkpoint_blocks(model)
+    model.stages[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    expected, got = step(plain.train(), x), step(model.train(), x)
+    assert all(torch.equal(a, b) for a, b in zip(got[2], expected[2], strict=True))
+    assert len(calls) == 4  # of two forward passes, and once again each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiled_models_are_checkpointed_too(training: bool) -> None:
+    """As the compiled model without: values, gradients and statistics; and it keeps less."""
+    plain, model, x = pair("tiny")
+    found, held = [], []
+    for network in (plain.train(training), model.train(training)):
+        sizes: list[int] = []
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)  # what is kept is decided there
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            logits = compiled(x)
+        logits.logsumexp(1).sum().backward()
+        held.append(sum(sizes))
+        found.append([logits.detach(), *(p.grad for p in network.parameters()), *network.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert held[1] < 0.8 * held[0]
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -26,7 +26,7 @@ class Compiled:
         self._value_and_gradient = compiled(value_and_gradient, fullgraph=True)
 
     def value_and_gradient(self, objective: Objective, x: Images) -> tuple[PerImage, Images]:
-        with failing_clearly("step"), torch.no_grad():
+        with failing_clearly(), torch.no_grad():
             return self._value_and_gradient(objective, x)
 
     def ascend(
@@ -34,7 +34,7 @@ class Compiled:
     ) -> Images:
         """As `advtrain.attacks.ascent.ascend`."""
         # No gradient but torch.func's own: weights that ask for one, too, get none.
-        with failing_clearly("step"), torch.no_grad():
+        with failing_clearly(), torch.no_grad():
             return self._ascend(objective, geometry, x, x_adv, eps, step_size)
 
     def climb(
@@ -68,7 +68,7 @@ class CompiledModel(nn.Module):
     def forward(self, *inputs: Any, **settings: Any) -> Any:
         if torch.compiler.is_compiling():  # part of a larger graph
             return self.model(*inputs, **settings)
-        with failing_clearly("model"):
+        with failing_clearly():
             return self._call(self.model, *inputs, **settings)
 
     def __getattr__(self, name: str) -> Any:
@@ -122,11 +122,8 @@ def compiled(function: Callable, *, fullgraph: bool) -> Callable:
 
 
 @contextmanager
-def failing_clearly(word: str) -> Iterator[None]:
-    """Errors of torch.compile as one line.
-
-    Args:
-        word: of trainer.compile.
+def failing_clearly() -> Iterator[None]:
+    """Errors of torch.compile as one line. Those of the code that it runs stay what they are.
 
     Raises:
         SettingError: something cannot be traced, or there is no working compiler.
@@ -138,8 +135,11 @@ def failing_clearly(word: str) -> Iterator[None]:
         cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
         if isinstance(cause, torch.OutOfMemoryError):
             raise cause from None
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        reason = lines[0].rstrip(".;") if lines else "no reason"
+        places = [line for line in lines if line.startswith("File ")]  # of the code that was traced, outermost first
+        place = f" at {places[-1]}" if places else ""
         raise SettingError(
-            f"trainer.compile={word}: expected model, loss and attack that torch.compile can build, got "
-            f"{type(cause).__name__}: {reason.rstrip('.;')}; use trainer.compile=off"
+            "trainer.compile: expected model, loss and attack that torch.compile can build, got "
+            f"{type(cause).__name__}: {reason}{place}; use trainer.compile=off"
         ) from error

@@ -6,6 +6,7 @@ from torch import nn
 
 from advtrain.attacks.ascent import Ascent, Eager
 from advtrain.engine.acceleration.compiled import Compiled, CompiledModel
+from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ class Passes:
     Attack and training have their own compiled variants, since the modes of the model differ.
 
     Args:
-        model: the bare model.
+        model: the bare model, where it is trained.
         acceleration: how its passes are run.
 
     Attributes:
         ascent: for attacks: `attack.using(passes.ascent)`.
-        attacked: the model that attacks see (eval mode, frozen).
+        attacked: the model that attacks see (frozen, in the mode of attacks).
         trained: the model that the training loss sees.
+
+    Raises:
+        SettingError: there are no CUDA graphs where the model is.
     """
 
     ascent: Ascent
@@ -49,8 +53,10 @@ class Passes:
 
     def __init__(self, model: nn.Module, acceleration: Acceleration) -> None:
         self.acceleration = acceleration
-        self.ascent, self.attacked, self.trained = Eager(), model, model
+        self.attacked, self.trained = model, model
         if acceleration.compile != "off":
             self.attacked, self.trained = CompiledModel(model), CompiledModel(model)
-        if acceleration.compile == "step":
-            self.ascent = Compiled()
+        steps = Compiled() if acceleration.compile == "step" else Eager()
+        self.ascent = steps
+        if acceleration.cuda_graph:
+            self.ascent = Replayed(model, steps, CudaGraphs(next(model.parameters()).device))

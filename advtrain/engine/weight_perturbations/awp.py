@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from advtrain import checks
+from advtrain.distributed import own_part
+from advtrain.engine.foreach import norms
 from advtrain.engine.weight_perturbations.base import TINY, AscentStep
 
 
@@ -40,11 +42,11 @@ class AWP(AscentStep):
         moving = {name: gradients[name] for name, weight in weights.items() if weight.dim() > 1}
         if not moving:
             return moving
-        sizes = torch._foreach_norm([weights[name] for name in moving])
-        slopes = torch._foreach_norm(list(moving.values()))
+        sizes = norms([weights[name] for name in moving])
+        slopes = norms(list(moving.values()))
         torch._foreach_mul_(sizes, self.gamma)
         torch._foreach_clamp_min_(slopes, TINY)
         torch._foreach_div_(sizes, slopes)
         # Each gradient by a factor of its own, which stays on the device: on a GPU one launch each.
-        torch._foreach_mul_(list(moving.values()), sizes)
+        torch._foreach_mul_([own_part(gradient) for gradient in moving.values()], sizes)
         return moving

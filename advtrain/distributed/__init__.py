@@ -1,4 +1,4 @@
-"""Several processes, one run. The only file that imports torch.distributed; all of it works in a single process too."""
+"""Several processes, one run. Only this package imports torch.distributed; all here works in a single process too."""
 
 import itertools
 import os
@@ -179,15 +179,44 @@ def broadcast_object(value: object) -> object:
 def share_buffers(module: nn.Module) -> None:
     """Gives every process the main one's buffers of `module`."""
     if dist.is_initialized():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        buffers = list(module.buffers())
+        for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+            alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+            together = torch.cat([buffer.flatten() for buffer in alike])  # one message, not hundreds of tiny ones
+            dist.broadcast(together, src=0)
+            with torch.no_grad():
+                for buffer, sent in zip(alike, together.split([b.numel() for b in alike]), strict=True):
+                    buffer.copy_(sent.view_as(buffer))
 
 
-def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wraps `module` for gradient averaging when there are several processes; the module itself otherwise."""
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor (the same memory); any other tensor as it is."""
+    local = getattr(tensor, "to_local", None)  # not isinstance: importing DTensor would slow down every start
+    return tensor if local is None else local()
+
+
+def replicate(module: nn.Module, device: torch.device, bucket_mb: float | None = None) -> nn.Module:
+    """Wraps `module` for gradient averaging when there are several processes; the module itself otherwise.
+
+    Each bucket of gradients is averaged as soon as it is full, while the backward pass goes on. Gradients are views
+    into the buckets: nothing is copied back and no second copy of them stays. Buffers are the main process's at the
+    first pass of each step (DDP's default, `broadcast_buffers`): without synchronised BatchNorm the running statistics
+    of all processes are those of the main one's images. `static_graph` is off: it delays the first step's averaging to
+    the end of the backward pass, and it must not meet `no_sync` or a graph that changes, as that of a loss may.
+
+    Args:
+        module: its forward pass is the loss.
+        device: of the module.
+        bucket_mb: gradient per message in MiB; None for DDP's 25 (1 for the first, so that it starts early).
+    """
     if not dist.is_initialized():
         return module
-    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        bucket_cap_mb=bucket_mb,
+        gradient_as_bucket_view=True,
+    )
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
