@@ -32,7 +32,6 @@ from benchmarks.comparisons.inputs import as_bytes, image_like, labels
 SEED = 0
 WANTED = {"step, eager": 1.6, "step, compiled": 1.9, "ikl, C = 100": 50.0, "ikl, C = 1000": 1000.0, "augmentation": 8.0}
 BUNDLE = Path(__file__).resolve().parents[1] / "checkpoints" / "cifar10_cpu"
-FEWER = ("eager", "compile=step")  # rungs of the large network with IKL, which does the same passes as TRADES
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Sizes:
         networks: of the steps, by name; the first is also the roofline's, the last the attack's.
         images: per batch of the steps and the attack.
         side: of the images, in pixels.
+        rungs: of the steps.
+        fewer_rungs: of the first network with IKL, which does the same passes as TRADES.
         attack_steps: of every attack.
         pairs: number of classes → images, for the loss over pairs.
         many_classes: of the comparison with KL, and the images of its batches.
@@ -56,6 +57,8 @@ class Sizes:
     networks: dict[str, Callable[[], nn.Module]]
     images: int
     side: int
+    rungs: tuple[str, ...]
+    fewer_rungs: tuple[str, ...]
     attack_steps: int
     pairs: dict[int, int]
     many_classes: tuple[int, int]
@@ -77,6 +80,8 @@ def full(rounds: int) -> Sizes:
         networks={"PreActResNet-18": PreActResNet, "preact_resnet_small": trained},
         images=32,
         side=32,
+        rungs=tuple(steps.RUNGS),
+        fewer_rungs=("eager", "compile=step"),
         attack_steps=10,
         pairs={10: 128, 100: 128, 1000: 32},
         many_classes=(1000, 128),
@@ -94,8 +99,10 @@ def toy(rounds: int) -> Sizes:
         networks={"toy": partial(small, num_classes=10)},
         images=4,
         side=8,
+        rungs=("eager", "compile=step", "eager, bf16"),  # each compiled one takes seconds
+        fewer_rungs=("eager",),
         attack_steps=2,
-        pairs={3: 4, 5: 4},
+        pairs={5: 4},
         many_classes=(12, 4),
         wide=partial(small, num_classes=12),
         augmented=(16, 8),
@@ -112,8 +119,8 @@ def step_ratios(sizes: Sizes) -> dict[str, Any]:
     for number, (name, network) in enumerate(sizes.networks.items()):
         for loss in ("trades", "ikl"):
             case = steps.Case(network, loss, x, y, steps=sizes.attack_steps)
-            fewer = loss == "ikl" and number == 0
-            rungs = {word: rung for word, rung in steps.RUNGS.items() if not fewer or word in FEWER}
+            words = sizes.fewer_rungs if loss == "ikl" and number == 0 else sizes.rungs
+            rungs = {word: steps.RUNGS[word] for word in words}
             title = f"{name}, {loss.upper()}-{sizes.attack_steps}"
             found[title] = {"images": len(x), "ways": steps.measured(case, rungs, rounds=sizes.rounds)}
             tell(title, found[title]["ways"])

@@ -13,7 +13,8 @@ def ladders(records: Records) -> str:
     """The ladder of each case of each record."""
     if not records.gpu:
         return "No record of a GPU yet: `python -m benchmarks gpu results/benchmarks/gpu.json` writes one."
-    return "\n\n".join(_record(name, record) for name, record in records.gpu.items())
+    picture = "![Bars: times as fast as the published step, by rung](pictures/performance_ladder_gpu.png)"
+    return "\n\n".join([picture, *(_record(name, record) for name, record in records.gpu.items())])
 
 
 def _record(name: str, record: dict[str, Any]) -> str:
