@@ -244,7 +244,7 @@ def _training(directory: Path, checkpoint: str) -> dict[str, Any]:
         facts["execution"] = {
             "precision": execution["numerics"]["precision"],
             "compile": str(Acceleration(how["compile"], how["cuda_graph"])),
-        }
+        } | {name: execution[name] for name in ("batch_size",) if name in execution}
     last = directory / "checkpoints" / "last.pt"
     if last.is_file():
         position = checkpoints.load(last)["position"]

@@ -68,7 +68,8 @@ class ClassPrior(nn.Module):
             natural_logits, y = natural_logits[counted], y[counted]
         probabilities = (natural_logits.to(self.sums.dtype) / self.temperature).softmax(1)
         members = one_hot(y, self.num_classes, self.sums.dtype)
-        self.sums += members.T @ probabilities  # one matrix product, in a fixed order: deterministic on GPUs too
+        # One matrix product, in a fixed order: deterministic on GPUs, too. In place, since C × C may be large.
+        self.sums.addmm_(members.T, probabilities)
         self.counts += members.sum(0)
 
     @torch.no_grad()

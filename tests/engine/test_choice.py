@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,9 @@ def test_alternatives_where_they_apply(tmp_path: Path) -> None:
     assert offered(CUDA, cuda_graph=False) == ["off", "step", "model"]
     graphs = ["off + CUDA graph", "step + CUDA graph", "model + CUDA graph"]
     assert offered(CUDA) == ["off", "step", "model", *graphs]
+    checkpointed = trainer(tmp_path)._subject()
+    checkpointed = replace(checkpointed, settings=replace(checkpointed.settings, activation_checkpointing=True))
+    assert [str(one) for one in alternatives(checkpointed, CUDA)] == ["off", "model"]
 
 
 def test_what_reaches_an_attack() -> None:
@@ -391,7 +395,9 @@ def test_step_on_the_command_line(tmp_path: Path) -> None:
     assert record["acceleration"]["compile"] == "step" and record["acceleration"]["gate"]["passed"]
     assert "compile   step\n" in done.stdout
     facts = _training(tmp_path / "runs" / "run", "last")["execution"]
-    assert training_lines({"execution": facts}) == ["training ran with: precision fp32, compile step"]
+    assert training_lines({"execution": facts}) == [
+        f"training ran with: precision fp32, compile step, batch_size {record['batch_size']}"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def alternatives(subject: Subject, numerics: Numerics) -> tuple[Acceleration, ..
     Whatever reaches only the attack is left out where there is none, or one that runs its own passes.
     """
     attack, settings = subject.attack, subject.settings
-    reached = attack is not None and takes_passes(attack, Acceleration("step"), 1)
+    # An attack step that is one graph keeps the activations that checkpointing would forget.
+    whole = not settings.activation_checkpointing
+    reached = whole and attack is not None and takes_passes(attack, Acceleration("step"), 1)
     graphs = [False]
     if numerics.device.type == "cuda" and reached:
         graphs = [False, True] if settings.cuda_graph is None else [settings.cuda_graph]
