@@ -395,9 +395,8 @@ def test_step_on_the_command_line(tmp_path: Path) -> None:
     assert record["acceleration"]["compile"] == "step" and record["acceleration"]["gate"]["passed"]
     assert "compile   step\n" in done.stdout
     facts = _training(tmp_path / "runs" / "run", "last")["execution"]
-    assert training_lines({"execution": facts}) == [
-        f"training ran with: precision fp32, compile step, batch_size {record['batch_size']}"
-    ]
+    words = f"precision fp32, compile step, batch_size {record['batch_size']}"
+    assert training_lines({"execution": facts}) == [f"training ran with: {words}"]
 
 
 @pytest.mark.parametrize(
