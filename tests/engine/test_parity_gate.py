@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.attacks import APGD, NFGSM, PGD, Attack
-from advtrain.engine.acceleration import OFF, Acceleration, Passes
+from advtrain.engine.acceleration import OFF, Acceleration, Passes, compiled
 from advtrain.engine.acceleration.parity import Verdict, bounds, figures, judge
 from advtrain.engine.acceleration.scene import Scene, observe
 from advtrain.engine.numerics import Numerics
@@ -205,9 +205,10 @@ def test_nan_fails() -> None:
     assert {"weights", "loss"} <= set(verdict(one, replace(one, loss=Broken()), SINGLE).failed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compile", ("model", "step"))
-def test_compiled_passes_pass(compile: str, without_type_checks: None) -> None:
+def test_compiled_passes_pass(compile: str, without_type_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated as torch.compile does; the code that is made of it is not needed here."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     one = scene(TRADES())
     found = judge(one, Passes(one.model, Acceleration(compile)), SINGLE)
     assert found.passed, found.reason()
@@ -243,6 +244,39 @@ def test_no_trace(tmp_path: Path) -> None:
     assert [m.training for m in run.model.modules()] == modes
     assert torch.get_rng_state().equal(state)
     assert run.model[0].weight.grad.equal(torch.ones_like(run.model[0].weight)) and run.model[4].bias.grad is None
+
+
+def test_gradients_are_taken_at_the_references_points() -> None:
+    """A candidate whose attack ends elsewhere has the same gradients at the same points."""
+    one = in_double(scene(PGDAT()))
+    shorter = replace(one, attack=PGD(eps=0.05, steps=3, step_size=0.012))
+    reference = observe(one, Passes(one.model, OFF), DOUBLE)
+    got = observe(shorter, Passes(one.model, OFF), DOUBLE, reference)
+    assert not got.adversarial.equal(reference.adversarial)
+    assert got.gradient.equal(reference.gradient) and got.loss.equal(reference.loss)
+    assert all(a.equal(b) for a, b in zip(got.weights, reference.weights, strict=True))
+
+
+def test_a_fresh_model_is_judged_by_the_statistics_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from advtrain.engine.acceleration import parity
+
+    one = scene(PGDAT(), model=network(norm=True).train())
+    seen: list[Tensor] = []
+
+    def observed(scene: Scene, *rest: Any) -> Any:
+        seen.append(scene.model[1].running_mean.clone())
+        return observe(scene, *rest)
+
+    monkeypatch.setattr(parity, "observe", observed)
+    judge(one, Passes(one.model, OFF), SINGLE)
+    expected = one.model[0](one.x).mean((0, 2, 3))
+    assert all(torch.allclose(mean, expected, atol=1e-6) for mean in seen) and len(seen) == 2
+    assert one.model[1].running_mean.equal(torch.zeros(6))
+
+    seen.clear()
+    trained = scene(PGDAT())
+    judge(trained, Passes(trained.model, OFF), SINGLE)
+    assert all(mean.equal(trained.model[1].running_mean) for mean in seen)
 
 
 def test_half_the_rows_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
