@@ -28,12 +28,15 @@ def recorded_execution(directory: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def changes_of_mathematics(settings: TrainerSettings, attack: Attack | None) -> dict[str, Any]:
+def changes_of_mathematics(
+    settings: TrainerSettings, attack: Attack | None, *, found_batch: bool = False
+) -> dict[str, Any]:
     """Which choices made for speed or memory change what is computed, and not only its rounding.
 
     Args:
         settings: of the trainer.
         attack: of the training; None where it runs none.
+        found_batch: whether the batch is the largest that fits, and not the recipe's.
     """
     found: dict[str, Any] = {}
     if attack is not None and attack.single_step:
@@ -42,4 +45,6 @@ def changes_of_mathematics(settings: TrainerSettings, attack: Attack | None) -> 
         found["trainer.attack_batchnorm"] = settings.attack_batchnorm
     if settings.sync_batchnorm:
         found["trainer.sync_batchnorm"] = True
+    if found_batch:
+        found["trainer.batch_size"] = settings.batch_size
     return found

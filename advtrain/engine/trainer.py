@@ -271,12 +271,13 @@ class Trainer:
     def _circumstances(self) -> dict[str, Any]:
         """What else the record of the execution says."""
         settings, attack = self.settings, self.parts.attack if self.loss.needs_attack else None
+        found_batch = (self._config.get("trainer") or {}).get("batch_size") == "auto"
         return {
             "batch_size": settings.images_per_step,
             "accumulation": settings.accumulation,
             "processes": distributed.world_size(),
             "deterministic": settings.deterministic,
-            "changes_mathematics": changes_of_mathematics(settings, attack),
+            "changes_mathematics": changes_of_mathematics(settings, attack, found_batch=found_batch),
         }
 
     def _due(self, every: int) -> bool:

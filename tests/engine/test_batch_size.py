@@ -222,11 +222,13 @@ def test_a_run_is_that_of_the_number_to_the_bit(tmp_path: Path, capsys: pytest.C
     shown = " ".join(capsys.readouterr().out.split())
     facts = json.loads((tmp_path / "auto" / RECORD).read_text())
     assert facts["batch_size"] == 80  # of 1,337 images
+    assert facts["changes_mathematics"] == {"trainer.batch_size": 80}
     assert "auto: 80 images a step, 16 steps an epoch; more would leave fewer than 16 steps an epoch" in shown
     assert "optimizer.lr=0.1 is not scaled" in shown and "warning" not in shown
     assert "batch_size: auto" in (tmp_path / "auto" / "config.yaml").read_text()
     train_run(config(tmp_path, "trainer.batch_size=80"), "number")
-    assert "batch_size_reason" not in recorded_execution(tmp_path / "number")
+    recorded = recorded_execution(tmp_path / "number")
+    assert "batch_size_reason" not in recorded and recorded["changes_mathematics"] == {}
     found, expected = weights(tmp_path / "auto"), weights(tmp_path / "number")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
