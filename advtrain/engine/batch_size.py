@@ -56,11 +56,6 @@ def check(settings: TrainerSettings) -> None:
     """
     processes = distributed.launched_processes()
     if settings.batch_size == "auto":
-        if settings.sharding != "none":
-            raise SettingError(
-                f"trainer.batch_size=auto with trainer.sharding={settings.sharding}: expected sharding none, since "
-                "each process tries alone what fits; give a number"
-            )
         return
     rows, rest = divmod(settings.images_per_step, processes)
     if rest or rows < settings.accumulation:

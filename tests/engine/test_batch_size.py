@@ -273,11 +273,6 @@ def test_wrong_words(value: object, message: str) -> None:
     assert typed(TrainerSettings, {"batch_size": "auto"}, "trainer").batch_size == "auto"
 
 
-def test_sharding_needs_a_number() -> None:
-    with pytest.raises(SettingError, match=r"batch_size=auto with trainer\.sharding=fsdp: expected sharding none"):
-        batch_size.check(TrainerSettings(batch_size="auto", sharding="fsdp"))
-
-
 def test_a_recorded_number_must_suit_the_processes_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / RECORD).write_text('{"batch_size": 200}')
     monkeypatch.setattr(distributed, "launched_processes", lambda: 3)
