@@ -212,7 +212,9 @@ def _typed_value(hint: Any, value: Any, name: str) -> Any:
         return typed(cast(type, kind), value, name)
     if get_origin(kind) is list and isinstance(value, list | tuple):
         return [_typed_value(get_args(kind)[0], item, name) for item in value]
-    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+    if kind is str and isinstance(value, bool):  # how YAML 1.1 reads the words off and on without quotes
+        return "on" if value else "off"
+    if kind is str and isinstance(value, str | int | float):
         return str(value)
     converters: dict[Any, Callable[[str, Any], Any]] = {bool: checks.flag, int: checks.integer, float: checks.number}
     if kind not in converters:

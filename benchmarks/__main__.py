@@ -30,7 +30,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         for name in names():
             summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0]
-            print(f"{name:16}{summary}")
+            print(f"{name:19}{summary}")
         return
     name = sys.argv[1]
     if name not in names():

@@ -416,3 +416,10 @@ def test_what_a_device_has_not_is_refused_before_anything_is_written(tmp_path: P
     done = command(tmp_path, "trainer.precision=tf32", "trainer.device=cpu")
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "runs").exists()
     assert "trainer.precision=tf32: expected a GPU" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_off_without_quotes_in_a_yaml_file() -> None:
+    """YAML 1.1 reads it as false."""
+    assert typed(TrainerSettings, {"compile": False}, "trainer").compile == "off"
+    with pytest.raises(SettingError, match="expected one of off, model, step, auto, got 'on'"):
+        typed(TrainerSettings, {"compile": True}, "trainer")
