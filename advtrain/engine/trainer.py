@@ -9,6 +9,7 @@ a checkpoint must hold is the weights, their average, the optimiser's and the lo
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -197,12 +198,11 @@ class Trainer:
             self.parts.averaging.after_step(done)
             meter.add(parts)
             progress.step(done)
-            if position.step % settings.log_every == 0 or position.step == self.train_loader.steps_per_epoch:
-                record = meter.read()
-                progress.numbers(record)
-                self._log(metrics, done, {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **record})
-                _check_finite(record["loss"], epoch, position.step)
-            if self._stop.must_stop(position.step):
+            ends, stops = position.step == self.train_loader.steps_per_epoch, self._stop.must_stop(position.step)
+            if position.step % settings.log_every == 0 or ends:
+                meter.request(done)
+            self._report(meter.readings(wait=ends or stops), epoch, progress, metrics)
+            if stops:
                 position.seconds += time.perf_counter() - started
                 self._save(self.last_path)
                 raise Interrupted(self._stop.number)
@@ -216,6 +216,19 @@ class Trainer:
             self._save(self.best_path)
         if self._due(settings.save_every):
             self._save(self.last_path)
+
+    def _report(
+        self,
+        readings: Iterable[tuple[int, dict[str, float]]],
+        epoch: int,
+        progress: TrainingProgress,
+        metrics: MetricsFile | None,
+    ) -> None:
+        """Shows and logs the means that have come."""
+        for step, means in readings:
+            progress.numbers(means)
+            self._log(metrics, step, {"epoch": epoch, "lr": self._learning_rate(step - 1), **means})
+            _check_finite(means["loss"], epoch, step - (epoch - 1) * self.train_loader.steps_per_epoch)
 
     def attack_of(self, epoch: int) -> Attack | None:
         """The attack of that epoch's steps; None where the loss trains on natural images."""
@@ -286,11 +299,14 @@ class Trainer:
     def _global_step(self) -> int:
         return self.position.epoch * self.train_loader.steps_per_epoch + self.position.step
 
+    def _learning_rate(self, step: int) -> float:
+        """Of the step that is taken after `step` others."""
+        progress = step / self.train_loader.steps_per_epoch
+        return self.parts.optimizer.lr * self.parts.schedule.factor(progress, self.settings.epochs)
+
     def _set_learning_rate(self) -> None:
-        progress = self._global_step() / self.train_loader.steps_per_epoch
-        factor = self.parts.schedule.factor(progress, self.settings.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.parts.optimizer.lr * factor
+            group["lr"] = self._learning_rate(self._global_step())
 
     def _log(self, metrics: MetricsFile | None, step: int, record: dict[str, float]) -> None:
         if metrics is not None:

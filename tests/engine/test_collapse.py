@@ -1,6 +1,7 @@
 """Collapse and overfitting: curves of which the answer is known, and real runs of both kinds."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,13 @@ def test_the_trainer_warns_once_with_the_epoch(
     monkeypatch.setattr(module, "validate", lambda *a, **k: Accuracy(0.8, next(robust), 1000))
     run = trainer(tmp_path, epochs=4)
     rising = iter((0.3, 0.4, 0.8, 0.9))
-    read = module.Meter.read
-    monkeypatch.setattr(module.Meter, "read", lambda self: read(self) | {"robust_accuracy": next(rising)})
+    read = module.Meter.readings
+
+    def readings(meter: Any, **how: Any) -> Iterator[tuple[int, dict[str, float]]]:
+        for step, means in read(meter, **how):
+            yield step, means | {"robust_accuracy": next(rising)}
+
+    monkeypatch.setattr(module.Meter, "readings", readings)
     object.__setattr__(run.settings, "log_every", 4)  # once per epoch of 96 // 24 steps
     run.fit()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
