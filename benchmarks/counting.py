@@ -26,7 +26,7 @@ WAITING = (
 )
 INDEXING = (aten.index, aten.index_put, aten.index_put_)
 # Matrix products, by where the two factors stand among the arguments.
-PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
+PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.addmm_: 1, aten.baddbmm: 1}
 
 
 class Counter(TorchDispatchMode):

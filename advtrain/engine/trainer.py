@@ -198,11 +198,12 @@ class Trainer:
             self.parts.averaging.after_step(done)
             meter.add(parts)
             progress.step(done)
-            ends, stops = position.step == self.train_loader.steps_per_epoch, self._stop.must_stop(position.step)
+            ends = position.step == self.train_loader.steps_per_epoch
             if position.step % settings.log_every == 0 or ends:
                 meter.request(done)
-            self._report(meter.readings(wait=ends or stops), epoch, progress, metrics)
-            if stops:
+            self._report(meter.readings(wait=ends), epoch, progress, metrics)
+            if self._stop.must_stop(position.step):
+                self._report(meter.readings(wait=True), epoch, progress, metrics)
                 position.seconds += time.perf_counter() - started
                 self._save(self.last_path)
                 raise Interrupted(self._stop.number)

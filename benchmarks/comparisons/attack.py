@@ -1,6 +1,8 @@
 """PGD by itself, ours against torchattacks' on the same model, from the same start."""
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +16,19 @@ from benchmarks.timing import Work, compared, interleaved, significant
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 RIVAL = "torchattacks"
-MISSING = "torchattacks is not installed: pip install --no-deps torchattacks==3.5.1 (it pins an old requests)"
+FOLDER = "ADVTRAIN_TORCHATTACKS"  # the variable that names where it is, when it is not installed
+MISSING = (
+    "torchattacks is not there: pip install --no-deps --target FOLDER torchattacks==3.5.1, and set "
+    f"{FOLDER}=FOLDER. Beside robustbench it must not be installed: its wheel overwrites that with an old one."
+)
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 RUNGS = {"eager, contiguous": ("off", CONTIGUOUS), "eager": ("off", LAST), "compile=step": ("step", LAST)}
 
 
 def installed() -> bool:
+    """Whether torchattacks can be imported; looks into the folder of the variable, too, after everything else."""
+    if FOLDER in os.environ and os.environ[FOLDER] not in sys.path:
+        sys.path.append(os.environ[FOLDER])
     return importlib.util.find_spec(RIVAL) is not None
 
 

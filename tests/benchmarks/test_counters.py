@@ -232,9 +232,8 @@ def test_a_step_on_a_gpu_never_waits(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_record_and_the_documentation_are_what_the_formulas_derive() -> None:
+def test_the_record_is_what_the_formulas_derive() -> None:
     record = json.loads((CHECKOUT / "results" / "benchmarks" / "counters.json").read_text())
-    page = (CHECKOUT / "docs" / "performance.md").read_text()
     for network in counters.NETWORKS:
         found = record[network]
         layers = formulas.Layers(**found["layers"])
@@ -243,8 +242,3 @@ def test_the_record_and_the_documentation_are_what_the_formulas_derive() -> None
                 passes = Passes(name, way == "lean", found["steps"])
                 derived = formulas.counts(layers, passes)
                 assert {key: found[name][way][key] for key in derived} == derived
-                shown = [
-                    found[name][way][key] for key in ("forward", "input_gradient", "weight_gradient", "host_syncs")
-                ]
-                row = " | ".join(map(str, [*shown, found[name][way]["operations"]]))
-                assert network != "preact_resnet18" or f"| {row} |" in page

@@ -90,7 +90,7 @@ def test_without_torchattacks_the_benchmark_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(attack, "installed", lambda: False)
     assert ratios.attack_ratios(ratios.toy(1)) == {"left_out": attack.MISSING}
-    assert "pip install --no-deps torchattacks==3.5.1" in capsys.readouterr().out
+    assert "pip install --no-deps --target FOLDER torchattacks==3.5.1" in capsys.readouterr().out
 
 
 def test_pairs_take_memory_that_grows_with_the_square_of_the_classes() -> None:
