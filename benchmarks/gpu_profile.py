@@ -38,7 +38,7 @@ def profiled(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
     activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU] if gpu else [ProfilerActivity.CPU]
     step()
     seconds = _elapsed(step, device) if gpu else None
-    with profile(activities=activities) as found:
+    with profile(activities=activities, acc_events=True) as found:  # torch 2.11 warns without
         for _ in range(STEPS):
             step()
         if gpu:
