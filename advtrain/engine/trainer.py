@@ -7,79 +7,32 @@ All random draws are named by (seed, purpose, epoch, step), so a run that was st
 a checkpoint must hold is the weights, their average, the optimiser's and the loss's state, and the counters.
 """
 
-import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from advtrain import distributed
-from advtrain.config import ThreatSettings, TrainerSettings
-from advtrain.data.base import Dataset
+from advtrain.config import TrainerSettings
 from advtrain.engine import checkpoints, collapse
 from advtrain.engine.acceleration.start import confirmed, decide
 from advtrain.engine.acceleration.subject import Subject
-from advtrain.engine.averaging import Averaging
 from advtrain.engine.batchnorm import natural_images
 from advtrain.engine.execution import changes_of_mathematics, record_execution
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
+from advtrain.engine.ingredients import Ingredients, Position, check_finite
 from advtrain.engine.interrupts import Interrupted, StopRequest
-from advtrain.engine.loggers import Logger, MetricsFile
+from advtrain.engine.loggers import MetricsFile
 from advtrain.engine.meter import Meter
 from advtrain.engine.numerics import check_numerics, device_named, numerics
-from advtrain.engine.optimizers import SGD, AdamW
 from advtrain.engine.progress import TrainingProgress, console
-from advtrain.engine.schedules import Schedule
 from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
-from advtrain.engine.weight_perturbations import WeightPerturbation
-from advtrain.losses import Loss
 from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
-
-
-@dataclass
-class Position:
-    """Where training is: what a checkpoint counts.
-
-    Attributes:
-        epoch: completed epochs.
-        step: completed steps of the epoch under way.
-        best_epoch, best_robust, best_clean: the best validation so far, by robust accuracy.
-        seconds: spent in training by all sessions of this run.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best_robust: float = -1.0
-    best_clean: float = -1.0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """The independent choices that a run composes; see the config groups of the same names."""
-
-    data: Dataset
-    model: nn.Module
-    attack: Attack | None
-    loss: Loss
-    optimizer: SGD | AdamW
-    schedule: Schedule
-    weight_perturbation: WeightPerturbation
-    averaging: Averaging
-    logger: Logger
-    threat: ThreatSettings = field(default_factory=ThreatSettings)
 
 
 class Trainer:
@@ -229,7 +182,7 @@ class Trainer:
         for step, means in readings:
             progress.numbers(means)
             self._log(metrics, step, {"epoch": epoch, "lr": self._learning_rate(step - 1), **means})
-            _check_finite(means["loss"], epoch, step - (epoch - 1) * self.train_loader.steps_per_epoch)
+            check_finite(means["loss"], epoch, step - (epoch - 1) * self.train_loader.steps_per_epoch)
 
     def attack_of(self, epoch: int) -> Attack | None:
         """The attack of that epoch's steps; None where the loss trains on natural images."""
@@ -350,11 +303,3 @@ class Trainer:
             self.loss.forget_gathered()
         where = f"epoch {self.position.epoch}, step {self.position.step}"
         console.print(f"resuming {self.directory} after {where}")
-
-
-def _check_finite(loss: float, epoch: int, step: int) -> None:
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"expected a finite loss, got {loss} in epoch {epoch} by step {step}; "
-            "lower optimizer.lr, set trainer.clip_norm=1, or use trainer.precision=fp32"
-        )
