@@ -167,12 +167,11 @@ def roofline(records: Records) -> bytes | None:
         for axis in (ax.xaxis, ax.yaxis):
             _plain(axis, (1, 2, 5))
         _layers(ax, found["layers"])
-        for name, (marker, down) in {"published": ("X", 2), "ours, eager": ("*", 2)}.items():
+        for name, marker in {"published": "X", "ours, eager": "*"}.items():
             one = found["attack_steps"][name]
             place = (one["flops"] / one["bytes"], one["gflops"])
-            ax.plot(*place, marker, color=LIGHT.ours, markersize=13, markeredgecolor=LIGHT.ground, zorder=4)
-            words: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 9, "color": LIGHT.ours}
-            ax.annotate(f"attack step, {name}", place, (-10, down), **words)
+            style: Any = {"color": LIGHT.ours, "markeredgecolor": LIGHT.ground, "linestyle": "none", "zorder": 4}
+            ax.plot(*place, marker=marker, markersize=13, label=f"attack step, {name}", **style)
         ax.set_xlabel("FLOPs per byte (of convolutions: each tensor once; of steps: all that operations touch)")
         ax.set_ylabel("GFLOP/s")
         ax.set_title(f"{found['model']}, {found['images']} images, one thread, float32")
