@@ -134,7 +134,8 @@ def test_a_conv_stems_text_builds_it() -> None:
     assert torch.equal(model(x), other(x))
 
 
-def test_torchvision() -> None:
+def test_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "architecture", raising=False)  # which another test may have left there
     wrapper = models.Normalize(nn.Identity(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     found = describe("advtrain.models.resnet_50", {"num_classes": 3}, wrapper, "imagenet")
     assert (found.name, found.library) == ("ResNet-50", "torchvision")
