@@ -25,6 +25,17 @@ def seeded_generator(seed: int, *keys: int | str, device: torch.device | str = "
     return generator
 
 
+def seed_layers(seed: int, device: torch.device) -> None:
+    """Seeds what layers such as dropout draw from: PyTorch's global generators, of the CPU and of the current GPU.
+
+    As torch.manual_seed, which without a started GPU takes longer than a small network's step: it takes notes, with a
+    trace of its callers, for the day that one is started.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 @dataclass(frozen=True)
 class BatchRows:
     """The rows of a global batch that this process holds; draws are made for all rows and cut to these.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from advtrain.random import BatchRows, normal_like, seeded_generator, stream_seed, uniform_like
+from advtrain.random import BatchRows, normal_like, seed_layers, seeded_generator, stream_seed, uniform_like
 
 DRAWS = [lambda x, source: uniform_like(x, -0.5, 2.0, source), normal_like]
 
@@ -125,3 +125,19 @@ def test_without_a_source_the_global_generator_draws(draw) -> None:
 def test_a_tensor_of_other_length_than_the_rows_is_refused(draw) -> None:
     with pytest.raises(ValueError, match=r"expected slice\(0, 4, None\) of the batch, got 5 images"):
         draw(torch.zeros(5, 2), BatchRows(seeded_generator(0), 8, slice(0, 4)))
+
+
+def test_layers_draw_as_after_manual_seed() -> None:
+    torch.manual_seed(2**62 + 5)
+    expected = torch.nn.functional.dropout(torch.ones(100))
+    torch.rand(7)
+    seed_layers(2**62 + 5, torch.device("cpu"))
+    assert torch.equal(torch.nn.functional.dropout(torch.ones(100)), expected)
+
+
+@pytest.mark.gpu
+def test_layers_draw_as_after_manual_seed_on_a_gpu() -> None:
+    torch.manual_seed(5)
+    expected = torch.nn.functional.dropout(torch.ones(100, device="cuda"))
+    seed_layers(5, torch.device("cuda", 0))
+    assert torch.equal(torch.nn.functional.dropout(torch.ones(100, device="cuda")), expected)

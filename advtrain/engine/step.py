@@ -15,7 +15,7 @@ from advtrain.engine.numerics import Numerics
 from advtrain.engine.sharding import REPLICATED, Sharding
 from advtrain.engine.weight_perturbations import WeightPerturbation
 from advtrain.losses import Loss
-from advtrain.random import BatchRows, seeded_generator, stream_seed
+from advtrain.random import BatchRows, seed_layers, seeded_generator, stream_seed
 from advtrain.types import Attack, Images, Parts, Targets
 
 
@@ -100,7 +100,7 @@ class TrainingStep:
             epoch, step: where training is; with the seed they name the random starts.
         """
         # Whatever in the model draws from torch's global generator (dropout) is named by the step, too.
-        torch.manual_seed(stream_seed(self.seed, "model", epoch, step, distributed.rank()))
+        seed_layers(stream_seed(self.seed, "model", epoch, step, distributed.rank()), self.numerics.device)
         pieces = self._pieces(batch, epoch, step)
         self.loss.start_batch(torch.cat([batch.y] * len(batch.views)))
         adversarial = self._adversarial(pieces, attack)
