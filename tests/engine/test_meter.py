@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from advtrain.engine import OneCycle
 from advtrain.engine.loggers import read_metrics
 from advtrain.engine.meter import Meter, Sent
 from tests.engine.toy import trainer
@@ -88,3 +89,10 @@ def test_a_gpu_sends_while_the_host_goes_on() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sent.values() == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+def test_the_logged_learning_rate_is_that_of_the_step(tmp_path: Path) -> None:
+    schedule = OneCycle(peak_at=0.5, start_factor=0.1)
+    trainer(tmp_path, epochs=2, schedule=schedule).fit()
+    logged = [record["lr"] for record in read_metrics(tmp_path / "metrics.jsonl") if "lr" in record]
+    assert logged == pytest.approx([0.02 * schedule.factor(step / 4, 2) for step in range(8)], rel=1e-12)

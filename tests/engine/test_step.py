@@ -141,3 +141,17 @@ def test_natural_logits_are_computed_once_and_no_weight_gets_a_gradient() -> Non
         PGD(eps=0.1, steps=5)(TRADES().inner(model, x, y), x)
     assert forwards == [False] + [True] * 5
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_layers_draw_is_named_by_the_step(tmp_path: Path) -> None:
+    """Dropout draws alike whatever was drawn from the global generator before, and otherwise in another step."""
+
+    def loss(before: int, step: int) -> float:
+        model = nn.Sequential(nn.Dropout(0.5), network())
+        run = trainer(tmp_path, model, loss=TRADES())
+        batch = next(iter(run.train_loader.epoch(1)))
+        run.model.train()
+        torch.rand(before)
+        return float(run.step(batch, None, NoPerturbation(), 1, step)["loss"])
+
+    assert loss(3, 0) == loss(70, 0) != loss(3, 1)
