@@ -182,7 +182,7 @@ def test_second_time_from_the_cache(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     def measure(task: Task, seconds: float) -> list[dict[str, Any]]:
         calls.append(seconds)
-        return reported(off=2.0, step=1.0)
+        return reported(off=2.0, step=1.0, model=3.0)
 
     def decided(folder: str, **changes: Any) -> start.Start:
         run = trainer(tmp_path / folder, precision="fp32", **changes)
@@ -203,6 +203,21 @@ def test_second_time_from_the_cache(tmp_path: Path, capsys: pytest.CaptureFixtur
     cache.cache_path().write_text("{ damaged")
     decided("six")
     assert len(calls) == 5 and decided("seven").acceleration == STEP and len(calls) == 5
+
+
+def test_a_choice_made_in_want_of_time_is_not_remembered(tmp_path: Path) -> None:
+    """Compilation of a large network may outlast the first measurement, and be found done by the second."""
+    results = [reported(off=2.0), reported(off=2.0, step=1.0, model=3.0)]
+
+    def decided(folder: str) -> start.Start:
+        run = trainer(tmp_path / folder, precision="fp32")
+        settings = TrainerSettings(compile="auto", batch_size=24)
+        return start.decide(run._subject, settings, CPU, tmp_path / folder, measure=lambda *_: results.pop(0))
+
+    first = decided("one")
+    assert first.acceleration == OFF and "again at the next start" in first.why
+    assert decided("two").acceleration == STEP and not results
+    assert decided("three").acceleration == STEP  # remembered now
 
 
 def test_no_place_for_a_cache_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +257,11 @@ def test_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_resumed_run_keeps_its_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stubbed(monkeypatch, off=1.0)
+    stubbed(monkeypatch, off=1.0, step=2.0, model=2.0)
     first = trainer(tmp_path, epochs=1, precision="fp32", compile="auto")
     first.fit()
     cache.cache_path().unlink()
-    stubbed(monkeypatch, off=3.0, model=1.0)
+    stubbed(monkeypatch, off=3.0, step=2.0, model=1.0)
     again = trainer(tmp_path, epochs=2, precision="fp32", compile="auto")
     assert again.start.acceleration == OFF and again.start.why == "as when this run started"
     assert trainer(tmp_path / "new", precision="fp32", compile="auto").start.acceleration == MODEL
@@ -340,7 +355,7 @@ GATE = {"passed": True, "figures": {}, "bounds": {}, "images": 4}
 def measurement(task, seconds):
     open(f"measured-by-{os.environ.get('RANK', 'one')}", "x").close()
     found = []
-    for name, s in (("off", 2.0), ("model", 1.0)):
+    for name, s in (("off", 2.0), ("step", 3.0), ("model", 1.0)):
         found.append({"event": "ready", "name": name, "gate": GATE})
         found += [{"event": "timed", "name": name, "round": i, "seconds": s} for i in range(4)]
     return found
