@@ -11,7 +11,7 @@ can be found by luck, many prove the record wrong.
 
 Ends with 0 when all of it holds, with 1 and one line that says what does not, with 3 and a line when RobustBench is
 needed and not there, or when the weights or the images, which may be kept apart from the rest, are not. Like any model
-file with code, the folder is as trustworthy as who gave it to you: its architecture.py, build.py or zoo_entry.py is run.
+file with code, the folder is as trustworthy as who gave it to you: architecture.py, build.py or zoo_entry.py is run.
 """
 
 import functools

@@ -119,8 +119,9 @@ def test_a_large_file_that_is_kept_elsewhere(evaluated: Evaluated, here: Callabl
     (large,) = bundle.directory.glob(pattern)
     digest = hashlib.sha256(large.read_bytes()).hexdigest()
     kept = large.rename(bundle.directory.parent / large.name)
-    named = rf"expected {re.escape(large.relative_to(bundle.directory).as_posix())} with SHA-256 {digest}, got no such file"
-    with pytest.raises(verify_script.Missing, match=rf"^{named}: this copy .* README\.md says$"):
+    name = re.escape(large.relative_to(bundle.directory).as_posix())
+    found = rf"expected {name} with SHA-256 {digest}, got no such file"
+    with pytest.raises(verify_script.Missing, match=rf"^{found}: this copy .* README\.md says$"):
         here(bundle.directory)
     info = bundle.model_info.read_text()
     bundle.model_info.write_text(json.dumps(json.loads(info) | {"clean_acc": "99.00"}))
