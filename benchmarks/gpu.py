@@ -62,7 +62,7 @@ class Script:
         self.only = arguments.only.split(",")
         self.cases = gpu_cases.selected(arguments.models.split(","), arguments.toy) if "ladders" in self.only else []
         self.record: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "benchmarks", "gpu", *sys.argv[1:]]),
+            "command": _command(arguments.out),
             "git_commit": git_commit(),
             "seed": 0,
             "measured": f"{self.clock.measures}; rungs in random order, medians with range",
@@ -165,6 +165,12 @@ class Script:
         self.save()
         if line:
             print(line, flush=True)
+
+
+def _command(out: Path) -> str:
+    """As it was given, but for the folder of the record, which nobody else has."""
+    words = [out.name if word == str(out) else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", "gpu", *words])
 
 
 def _triton() -> str | None:

@@ -65,8 +65,8 @@ NO_RIVAL = (
 # In order of value: what does not fit into the minutes is at the end. A batch that nobody published trains to another
 # network, so that it has no rival: it shows what the GPU can do with more images at once.
 CASES = (
-    Case("preact_resnet_18", "trades", 10, 128, 32, 10, weight=48),
-    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=72),
+    Case("preact_resnet_18", "trades", 10, 128, 32, 10, weight=60),
+    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=84),
     Case("wrn_34_10", "ikl", 10, 128, 32, 10, weight=26, short=True),
     Case("preact_resnet_18", "ikl", 10, 128, 32, 10, weight=14, short=True),
     Case("preact_resnet_18", "trades", 10, LARGE_BATCH, 32, 10, weight=14, short=True, rivals=False),

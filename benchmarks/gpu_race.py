@@ -88,22 +88,23 @@ class Race:
         Args:
             deadline: of the case.
             ceilings: matrix rates.
-            end: until when those rungs may be built that the conclusion rests on, at the cost of later cases.
+            end: until when what the conclusion rests on may be built and profiled, at the cost of later cases.
         """
         self._prepare()
+        end = end or deadline
         by_name = {rung.name: rung for rung in LADDER if self._wanted(rung)}
         for name in by_name:  # in the order of the table
             self.rungs[name] = {"status": "left out: no time"}
         for name in ORDER:
             if name in by_name:
-                self._enter(by_name[name], deadline, end or deadline)
+                self._enter(by_name[name], deadline, end)
                 self.save()
         if not self._entrants:
             return
         best = self._fastest()
         self._time(best, deadline.before(self._profile_seconds), ceilings)
         fastest = gpu_table.fastest(self.rungs)
-        if fastest is not None and deadline.left() > 0:
+        if fastest is not None and end.left() > 0:
             with _reported(self.record.setdefault("profile", {"of": fastest})) as found:
                 found |= profiled(self._entrants[fastest], self.device)
         self.record["machine_after"] = state(self.device)
