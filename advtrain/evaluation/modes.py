@@ -1,5 +1,6 @@
 """The state in which a model is evaluated, restored on exit: frozen, in eval mode, in exact float32."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,16 +37,39 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway."""
+    """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway.
+
+    Where PyTorch's deterministic algorithms are asked for, running sums are let through, see `_running_sums`.
+    """
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     before = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32)
     try:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _running_sums():
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
+
+
+@contextmanager
+def _running_sums() -> Iterator[None]:
+    """torch.cumsum on a GPU: FAB and every projection in L1 need it, `torch.use_deterministic_algorithms` forbids it.
+
+    Operations that have a deterministic algorithm still use it; of those without one, all but this one say so in a
+    warning. PyTorch warns of it whatever the shape; attacks only add up along rows of a matrix.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 def eager(model: nn.Module) -> nn.Module:
