@@ -54,10 +54,11 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def _running_sums() -> Iterator[None]:
-    """torch.cumsum on a GPU: FAB and every projection in L1 need it, `torch.use_deterministic_algorithms` forbids it.
+    """torch.cumsum on a GPU, which FAB and every projection in L1 need, and which `torch.use_deterministic_algorithms`
+    makes an error by its documentation.
 
     Operations that have a deterministic algorithm still use it; of those without one, all but this one say so in a
-    warning. PyTorch warns of it whatever the shape; attacks only add up along rows of a matrix.
+    warning.
     """
     if not torch.are_deterministic_algorithms_enabled():
         yield
