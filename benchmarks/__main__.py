@@ -9,6 +9,7 @@ import benchmarks
 # Modules that are no benchmark of their own.
 HELPERS = (
     "__main__",
+    "autoattack_full",
     "comparisons",
     "compiled_graphs",
     "counting",

@@ -7,11 +7,12 @@ One process, one thread, process time, which other processes on the machine dist
 passes and host synchronisations per iteration of each attack, then lets the engines take turns in random order on the
 same batch, with fewer iterations than AutoAttack's; what is reported are medians over the rounds and ratios to upstream
 within a round. An engine's share of a whole evaluation follows from them and AutoAttack's own numbers of iterations.
-The second form runs AutoAttack as it is, each engine in a process of its own, and compares the verdicts image by
-image. With --device cuda the clock is the wall's, read when the device is idle.
+The second form runs AutoAttack as it is, each engine in a process of its own (on a GPU one after the other in this
+one), and compares the verdicts image by image. With --device cuda the clock is the wall's, when the device is idle.
 
 `upstream` is PyPI's pyautoattack as its users call it, on a model whose parameters take gradients; `upstream_frozen` is
-the same on one whose parameters do not.
+the same on one whose parameters do not. All compute in exact float32 but where the engine says otherwise, and
+`upstream_defaults`: that is `upstream` in what PyTorch does when nothing is said, on GPUs TF32 in convolutions.
 """
 
 import argparse
@@ -19,13 +20,8 @@ import json
 import random
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,18 +31,20 @@ from torch import Tensor, nn
 
 from advtrain.data import CIFAR10
 from advtrain.engine.run_directory import git_commit
-from advtrain.evaluation.autoattack import AttackPlan, run_autoattack, upstream
+from advtrain.evaluation.autoattack import AttackPlan, upstream
 from advtrain.evaluation.autoattack.engines import batch_attack
 from advtrain.evaluation.autoattack.exact import Execution, perturb
 from advtrain.evaluation.autoattack.fast import GPU_BLOCK
-from advtrain.evaluation.autoattack.outcome import ROBUST
+from advtrain.evaluation.modes import exact_float32
 from advtrain.evaluation.records import hardware, versions, write_record
-from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.sources import find
+from benchmarks.autoattack_full import EPS, Clock, alone, full, taking_gradients
 from benchmarks.counting import Counter
 
-EPS = 8 / 255
-ENGINES = ("upstream", "upstream_frozen", "exact", "fast")
+ENGINES = {
+    "cpu": ("upstream", "upstream_frozen", "exact", "fast"),
+    "cuda": ("upstream", "upstream_defaults", "exact", "fast"),
+}
 # Iterations that are timed (per start, per target class; queries of Square) and how many targets.
 SHORT = {
     "apgd-ce": AttackPlan("apgd-ce", "linf", EPS, iterations=25),
@@ -56,19 +54,6 @@ SHORT = {
 }
 FULL = {"apgd-ce": 100, "apgd-t": 9 * 100, "fab-t": 9 * 100, "square": 5000}
 Perturb = Callable[[Tensor, Tensor, AttackPlan], Tensor]
-
-
-class Clock:
-    """Seconds of work: the process's on a CPU, the wall's on a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def now(self) -> float:
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 def perturbers(model: nn.Module, device: torch.device) -> dict[str, Perturb]:
@@ -99,16 +84,6 @@ def _engine(name: str, model: nn.Module, device: torch.device) -> Perturb:
 def _with_gradients(model: nn.Module, call: Callable[[], Any]) -> Any:
     with taking_gradients(model):
         return call()
-
-
-@contextmanager
-def taking_gradients(model: nn.Module) -> Iterator[None]:
-    model.requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.requires_grad_(False)
-        model.zero_grad()
 
 
 def counters(ways: dict[str, Perturb], x: Tensor, y: Tensor, convolutions: int) -> dict[str, Any]:
@@ -178,75 +153,32 @@ def _ratio(values: list[float]) -> dict[str, Any]:
     return {"to_upstream": round(statistics.median(values), 3), "range": [low, high]}
 
 
-def alone(model: nn.Module, x: Tensor, y: Tensor, engine: str, clock: Clock, out: Path) -> None:
-    """AutoAttack as it is by one engine: seconds of work and verdicts, into a file."""
-    settings = AutoAttackSettings(engine=engine.removesuffix("_frozen"))
-    how: Any = {"norm": "linf", "eps": EPS, "settings": settings, "device": clock.device, "report": print}
-    wall, started = time.perf_counter(), clock.now()
-    with nullcontext() if engine != "upstream" else taking_gradients(model):
-        outcome = run_autoattack(model, x, y, **how)
-    figures: dict[str, Any] = {
-        "git_commit": git_commit(),
-        "work_seconds": round(clock.now() - started, 1),
-        "seconds": round(time.perf_counter() - wall, 1),
-        "robust": int(outcome.robust.sum()),
-        "n_examples": len(x),
-        "settings": outcome.settings,
-        "after": outcome.after,
-        "flags": outcome.flags,
-    }
-    torch.save({"figures": figures, "broken_by": outcome.broken_by, "x_adv": outcome.x_adv}, out)
-
-
-def full(arguments: argparse.Namespace, engines: list[str]) -> dict[str, Any]:
-    """Each engine in a process of its own, because what one leaves behind in the allocator would help the next."""
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(arguments.jobs) as pool:
-        files = {engine: Path(arguments.keep or temporary) / f"{engine}.pt" for engine in engines}
-
-        def work(engine: str) -> None:
-            if files[engine].is_file():
-                return
-            words = [arguments.bundle, arguments.data, str(files[engine]), "--full", str(arguments.full)]
-            words += ["--device", arguments.device, "--one", engine]
-            subprocess.run([sys.executable, "-m", "benchmarks", "autoattack", *words], check=True)
-
-        list(pool.map(work, engines))
-        found = {engine: torch.load(file, weights_only=True) for engine, file in files.items()}
-    first, base = found[engines[0]], engines[0]
-    result = {}
-    for engine, one in found.items():
-        verdicts = (one["broken_by"] != first["broken_by"]).nonzero().flatten().tolist()
-        robust = ((one["broken_by"] == ROBUST) != (first["broken_by"] == ROBUST)).nonzero().flatten().tolist()
-        result[engine] = one["figures"] | {
-            f"work_to_{base}": round(one["figures"]["work_seconds"] / first["figures"]["work_seconds"], 3),
-            f"robust_unlike_{base}": robust,
-            f"robust_or_attack_unlike_{base}": verdicts,
-            f"adversarial_images_unlike_{base}": int((one["x_adv"] != first["x_adv"]).flatten(1).any(1).sum()),
-        }
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", help="a bundle, or another model of CIFAR-10 that advtrain-eval takes")
     parser.add_argument("data", help="folder with cifar-10-batches-py")
     parser.add_argument("out", type=Path)
     parser.add_argument("--full", type=int, default=0, metavar="N", help="run AutoAttack on the first N test images")
-    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--engines", help="separated by commas; the first is what the others are compared with")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=250, help="images of a batch, of the counting and timing form")
+    parser.add_argument("--batch", type=int, default=250, help="images of a batch")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, of the form with --full")
     parser.add_argument("--keep", help="folder for what each engine found; what is there is not run again")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # how --full calls itself
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    with exact_float32():
+        _measure(arguments)
+
+
+def _measure(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     clock = Clock(device)
     config = {"source": arguments.bundle, "eval": {"checkpoint": "best"}, "trust": False}
     model = find(config, device).model.requires_grad_(False)
     split = CIFAR10(root=arguments.data, download=False).split("test")
-    engines = arguments.engines.split(",")
+    engines = arguments.engines.split(",") if arguments.engines else list(ENGINES[arguments.device])
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks", "autoattack", *sys.argv[1:]]).replace(
             arguments.data, "/datasets"
@@ -258,12 +190,21 @@ def main() -> None:
         "hardware": hardware(device),
         "versions": versions(),
     }
+    indices = torch.arange(arguments.full)
+    images, labels = split.fetch(indices, "cpu"), split.labels[indices]
+
+    def one(engine: str) -> dict[str, Any]:
+        return alone(model, images, labels, engine, clock, arguments.batch)
+
+    def save(results: dict[str, Any]) -> None:
+        record["full"] = results
+        write_record(record, arguments.out)
+
     if arguments.one:
-        indices = torch.arange(arguments.full)
-        alone(model, split.fetch(indices, "cpu"), split.labels[indices], arguments.one, clock, arguments.out)
+        torch.save(one(arguments.one), arguments.out)
         return
     if arguments.full:
-        record["full"] = full(arguments, engines)
+        full(arguments, engines, one, save)
     else:
         x, y = _robust_batch(model, split, arguments.batch, device)
         ways = {name: way for name, way in perturbers(model, device).items() if name in engines}

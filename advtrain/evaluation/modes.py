@@ -1,5 +1,6 @@
 """The state in which a model is evaluated, restored on exit: frozen, in eval mode, in exact float32."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,36 +37,40 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway."""
+    """No TF32, no autocast, and convolutions that give the same bits twice. Concerns GPUs; CPUs do so anyway.
+
+    Where PyTorch's deterministic algorithms are asked for, running sums are let through, see `_running_sums`.
+    """
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     before = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32)
     try:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _any_algorithm():
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _running_sums():
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
 
 
 @contextmanager
-def _any_algorithm() -> Iterator[None]:
-    """What trainer.deterministic=true forbids to the run around: cumsum on GPUs, by which upstream projects.
+def _running_sums() -> Iterator[None]:
+    """torch.cumsum on a GPU, which FAB and every projection in L1 need, and which `torch.use_deterministic_algorithms`
+    makes an error by its documentation.
 
-    So a run evaluates itself as advtrain-eval does later.
+    Operations that have a deterministic algorithm still use it; of those without one, all but this one say so in a
+    warning.
     """
-    strict, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if not strict:
+    if not torch.are_deterministic_algorithms_enabled():
         yield
         return
-    torch.use_deterministic_algorithms(False)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        yield
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic")
+            yield
     finally:
-        torch.use_deterministic_algorithms(True, warn_only=only_warns)
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 def eager(model: nn.Module) -> nn.Module:

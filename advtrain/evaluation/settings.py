@@ -46,7 +46,8 @@ class AutoAttackSettings:
         engine: upstream is its authors' code, unchanged, in one process, and starts anew after a kill; exact gives the
             same verdicts for the same seed and batches with less work; fast gives sound and statistically equal ones,
             and is not called AutoAttack alone. These two run on all processes and go on where they were killed.
-        compile: whether engine=fast compiles its passes; on GPUs only when null. On a CPU it takes about a minute.
+        compile: whether engine=fast compiles its passes, on GPUs with CUDA graphs; not when null. Every size of a batch
+            is compiled for itself; on a CPU the first takes about a minute.
         version: standard is what leaderboards report; rand is for randomised models, plus runs six attacks, custom
             those of `attacks`.
         attacks: in the order they run; only with version=custom.

@@ -1,5 +1,7 @@
 """engine=fast: sound verdicts, as close to AutoAttack's as another seed, whatever its cheap passes get wrong."""
 
+import copy
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -12,9 +14,11 @@ from advtrain.config import build
 from advtrain.data import CIFAR10
 from advtrain.evaluation.autoattack import fast, run
 from advtrain.evaluation.autoattack.exact import Found
-from advtrain.evaluation.autoattack.fast import BUCKET, FastAttack, folded, in_buckets, passes
+from advtrain.evaluation.autoattack.fast import FastAttack
 from advtrain.evaluation.autoattack.outcome import ROBUST
+from advtrain.evaluation.autoattack.passes import BUCKET, Compiled, folded, in_buckets, multiple, passes, sixteenth
 from advtrain.evaluation.autoattack.plan import AttackPlan
+from advtrain.evaluation.modes import exact_float32
 from advtrain.evaluation.settings import AutoAttackSettings
 from advtrain.models import SmallPreActResNet
 from advtrain.types import SettingError
@@ -80,6 +84,87 @@ def test_verdicts_are_as_close_as_those_of_another_seed(real_data, monkeypatch, 
     assert min(int((ours.robust != one.robust).sum()) for one in exact) <= max(seeds, 1)
 
 
+class Watched(Linear):
+    """Keeps how it was asked to compute, and how many images; in TF32 wrong by as much as `wrong` says."""
+
+    def __init__(self, weight, bias, wrong=0.0):
+        super().__init__(weight, bias)
+        self.wrong, self.calls = wrong, []
+
+    def forward(self, x):
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self.calls.append((*allowed, torch.is_grad_enabled(), len(x)))
+        logits = super().forward(x)
+        return logits + torch.tensor([self.wrong, 0.0]) if all(allowed) else logits
+
+    def __deepcopy__(self, memo):  # copies keep the same account
+        copied = Watched(self.weight.data, self.bias.data, self.wrong).requires_grad_(False)
+        copied.calls = self.calls
+        return copied
+
+
+def tf32_everywhere(monkeypatch):
+    monkeypatch.setattr(fast, "arithmetic", lambda attack, device: "tf32")
+    monkeypatch.setattr("advtrain.evaluation.autoattack.passes.fuse", copy.deepcopy)  # tracing would hide `calls`
+
+
+def two_classes(wrong=0.0):
+    """Three images with a margin of 0.6, at most 0.12 less in a ball of ε = 0.01."""
+    model = Watched(torch.tensor([[0.0], [0.25]]) * torch.ones(2, 48), torch.zeros(2), wrong)
+    return model.eval().requires_grad_(False), torch.full((3, 3, 4, 4), 0.05), torch.ones(3, dtype=torch.int64)
+
+
+PLANS = [
+    AttackPlan("apgd-ce", "linf", 0.01, iterations=3),
+    AttackPlan("fab-t", "linf", 0.01, iterations=3, target_classes=1),
+    AttackPlan("square", "linf", 0.01, iterations=200),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_tf32_holds_in_a_search_alone(monkeypatch, plan):
+    """What only TF32 takes for broken is verified, and attacked again, without it."""
+    tf32_everywhere(monkeypatch)
+    model, x, y = two_classes(wrong=0.55)  # the margin is 0.05 there: within reach
+    with exact_float32():
+        found = FastAttack(model, CPU)(x, y, plan, 0)
+    assert torch.equal(found.images, x)
+    kinds = [all(call[:2]) for call in model.calls]
+    assert all(len(set(call[:2])) == 1 for call in model.calls)
+    turn = kinds.index(False)
+    assert turn > 2 and all(kinds[:turn]) and not any(kinds[turn:])  # the search, then verdict and second search
+    assert model.calls[turn][2:] == (False, 3)
+    assert max(call[3] for call in model.calls[turn + 1 :]) == 3
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_images_that_a_search_takes_for_misclassified_before_it_are_attacked_in_float32(monkeypatch, plan):
+    """No attack touches such an image: without a second search it would be robust because nobody tried."""
+    tf32_everywhere(monkeypatch)
+    model, x, y = two_classes(wrong=0.65)
+    plan = dataclasses.replace(plan, eps=0.08, iterations=max(20, plan.iterations))
+    with exact_float32():
+        found = FastAttack(model, CPU)(x, y, plan, 0)
+    assert (super(Watched, model).forward(found.images).argmax(1) != y).all()
+    model.wrong = float("nan")
+    with exact_float32():
+        found = FastAttack(model, CPU)(x, y, plan, 0)
+    assert (super(Watched, model).forward(found.images).argmax(1) != y).all()
+
+
+def test_a_gpu_searches_in_bfloat16_and_tf32(monkeypatch):
+    gpu = torch.device("cuda")
+    for capability, words in (
+        ((9, 0), "bfloat16 in apgd-ce, apgd-dlr, apgd-t, tf32 elsewhere"),
+        ((7, 5), "float32"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert fast.describe(gpu, None) == {"dtype": words, "compiled": False, "cuda_graphs": False}
+    assert fast.describe(gpu, True)["cuda_graphs"]
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert fast.describe(CPU, None)["dtype"] == "bfloat16 in apgd-ce, apgd-dlr, apgd-t, float32 elsewhere"
+
+
 class Coarse(Linear):
     """Logits around 300, where neighbouring bfloat16 numbers lie 2 apart: there all classes tie and the first wins."""
 
@@ -95,8 +180,9 @@ def test_what_only_bfloat16_takes_for_broken_is_searched_again_in_float32(monkey
     monkeypatch.setattr(fast, "multiplies_in_bfloat16", lambda device: True)
     model = Coarse(torch.tensor([[0.0], [1.0]]) * torch.ones(2, 12), torch.zeros(2)).eval().requires_grad_(False)
     x, y = torch.full((3, 3, 2, 2), 0.05), torch.ones(3, dtype=torch.int64)  # margin 0.6, at most 0.12 less in the ball
+    x[0] = 0.95  # margin 11.4, which the coarse logits show
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (model(x).argmax(1) != y).all()
+        assert (model(x).argmax(1) != y).tolist() == [False, True, True]
     calls = []
     searched = fast.perturb
 
@@ -161,7 +247,7 @@ def test_passes_in_buckets_keep_what_a_replay_overwrites():
         def backward(ctx, gradient):
             return gradient[:, :1].view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
-    forward = in_buckets(Replayed.apply)
+    forward = in_buckets(Replayed.apply, multiple)
     x = torch.rand(BUCKET + 5, 3, 2, 2)
     logits = forward(x)
     kept = logits.clone()
@@ -199,6 +285,29 @@ def test_a_model_that_cannot_be_traced_is_copied(problem):
     assert torch.equal(copied(four.split.images), model(four.split.images))
 
 
+def test_buckets_are_few_and_hardly_larger_than_what_they_hold():
+    assert [multiple(n) for n in (1, 64, 65, 1250)] == [64, 64, 128, 1280]
+    assert [sixteenth(n) for n in range(1, 33)] == list(range(1, 33))
+    assert all(n <= sixteenth(n) <= n * 17 / 16 for n in range(1, 5000))
+    assert len({sixteenth(n) for n in range(1024, 2048)}) <= 17
+
+
+def test_every_shape_is_compiled_from_a_code_object_of_its_own(monkeypatch):
+    """torch.compile gives up, without an error, behind 8 graphs of one code object."""
+    codes = []
+
+    def compiled(function, **settings):
+        codes.append((function.__code__, settings["dynamic"]))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    call = Compiled(lambda call, x: call(nn.Identity(), x), graphs=False)
+    for n in (*range(1, 13), 1, 12):
+        assert len(call(torch.rand(n, 1, 1, 1))) == n
+    assert len({id(code) for code, _ in codes}) == len(codes) == 12
+    assert not any(dynamic for _, dynamic in codes)
+
+
 @pytest.mark.slow
 def test_compiled_passes_say_the_same(problem):
     four = problem(4, n=20)
@@ -208,6 +317,12 @@ def test_compiled_passes_say_the_same(problem):
     )
     for n in (3, 20):
         assert torch.allclose(plain(four.split.images[:n]), compiled(four.split.images[:n]), atol=1e-6)
+    gradients = []
+    for way in (plain, compiled):  # as untargeted FAB: a pass is differentiated once for every class
+        x = four.split.images.clone().requires_grad_()
+        logits = way(x)
+        gradients.append([torch.autograd.grad(logits[:, k].sum(), x, retain_graph=True)[0] for k in range(4)])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_model_is_left_as_it_was(problem):

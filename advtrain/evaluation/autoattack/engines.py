@@ -21,7 +21,7 @@ def batch_attack(
         engine: its word.
         model: images to logits, eager, in eval mode, frozen, on `device`.
         device: of the model and of the batches to come.
-        compiled: of engine=fast, whether its passes are compiled; on GPUs only when None.
+        compiled: of engine=fast, whether its passes are compiled; not when None.
     """
     device = torch.device(device)
     if engine == "fast":

@@ -1,30 +1,36 @@
 """engine=fast: verdicts that are sound and statistically equal to AutoAttack's, from cheaper passes.
 
-- APGD searches in bfloat16, where the device multiplies in it, and in the channels_last layout; FAB and Square, whose
-  steps are decided by differences of logits that bfloat16's eight bits would hide, search in float32. (In a
-  trial, of which no record was kept, FAB with gradients in bfloat16 was the weaker attack.)
-- What bfloat16 takes for broken counts when the eager float32 model agrees; where it does not, the image is attacked
-  again in float32 at once.
+- Searches run in a cheaper arithmetic where the device has instructions for it (`arithmetic`): APGD in bfloat16 and the
+  channels_last layout; FAB and Square, whose steps are decided by differences of logits that bfloat16's eight bits
+  would hide, on GPUs in TF32, and in float32 elsewhere. (In a trial, of which no record was kept, FAB with gradients in
+  bfloat16 was the weaker attack.) TF32 in convolutions is what PyTorch does unless it is told not to, and with it most
+  numbers that were published from such GPUs. It holds inside of a search alone.
+- What such a search takes for broken counts when the eager float32 model agrees; where it does not, or where already
+  the clean image is misclassified in that arithmetic alone, the image is attacked again in float32 at once.
 - Images leave a batch when they are broken, and passes that can change nothing are left out (`Execution.shrink`).
-- At the end the survivors with the lowest margins are attacked once more in float32 (`again` in run.py).
+- At the end APGD attacks the survivors with the lowest margins once more in float32 (`again` in run.py). FAB and Square
+  do not: their search had TF32's eleven bits, APGD's eight.
 - BatchNorm is folded into the convolutions before it, where the model can be traced.
-- On a GPU passes are compiled and replayed as CUDA graphs. A compiled model meets none of the checks of the model.
+- Passes may be compiled, on GPUs with CUDA graphs: worth it for hours of attacks, since every shape of a batch is
+  compiled and recorded for itself. A compiled model meets none of the checks of the model.
+
+Convolutions keep to algorithms that give the same bits twice, chosen by cuDNN's rules and not by its timings: else a
+seed would not give the same images twice.
 """
 
-import copy
-import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from advtrain.evaluation.autoattack.exact import Execution, Forward, Found, perturb
+from advtrain.evaluation.autoattack.exact.objectives import margin
+from advtrain.evaluation.autoattack.passes import passes, tf32
 from advtrain.evaluation.autoattack.plan import AttackPlan
-from advtrain.types import Images, Labels, Logits
+from advtrain.types import Images, Labels
 
 SEARCHES_IN_BFLOAT16 = ("apgd-ce", "apgd-dlr", "apgd-t")
-BUCKET = 64  # compiled passes take batches of multiples of it, so that few shapes are compiled and recorded
 GPU_BLOCK = 25  # iterations between two looks at a GPU
 
 
@@ -34,44 +40,70 @@ class FastAttack:
     Args:
         model: images to logits, eager, in eval mode, frozen, on `device`.
         device: of the model.
-        compiled: whether its passes are compiled; on GPUs only when None.
+        compiled: whether its passes are compiled; not when None.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, compiled: bool | None = None) -> None:
-        self.model = model
-        compiled = device.type == "cuda" if compiled is None else compiled
+        self.model, self.device, self.compiled = model, device, bool(compiled)
         self.execution = Execution(block=1 if device.type == "cpu" else GPU_BLOCK, shrink=True)
-        self.bfloat16 = multiplies_in_bfloat16(device)
-        # On CPUs float32 is as fast in the usual layout.
-        self._float32 = passes(model, device, torch.float32, channels_last=device.type == "cuda", compiled=compiled)
-        self._search = self._float32
-        if self.bfloat16:
-            self._search = passes(model, device, torch.bfloat16, channels_last=True, compiled=compiled)
+        self._passes: dict[str, Forward] = {}
 
     def __call__(self, x: Images, y: Labels, plan: AttackPlan, seed: int) -> Found:
         """What the plan's attack makes of a batch; where it found nothing, the clean image."""
-        if not self.bfloat16 or plan.name not in SEARCHES_IN_BFLOAT16:
-            return perturb(self._float32, x, y, plan, seed, self.execution)
-        found = perturb(self._search, x, y, plan, seed, self.execution)
-        with torch.no_grad():
-            broken = self.model(found.images).argmax(1) != y
-        mistaken = ((found.images != x).flatten(1).any(1) & ~broken).nonzero().flatten()
+        chosen = arithmetic(plan.name, self.device)
+        found = self._search(chosen, x, y, plan, seed)
+        if chosen == "float32":
+            return found
+        mistaken = self._mistaken(chosen, found, x, y)
         if len(mistaken):
-            again = perturb(self._float32, x[mistaken], y[mistaken], plan, seed, self.execution)
+            again = self._search("float32", x[mistaken], y[mistaken], plan, seed)
             found.images[mistaken] = again.images
+            if found.margins is not None and again.margins is not None:
+                found.margins[mistaken] = again.margins
         return found
+
+    def _search(self, chosen: str, x: Images, y: Labels, plan: AttackPlan, seed: int) -> Found:
+        with _allowed(chosen):
+            return perturb(self._in(chosen), x, y, plan, seed, self.execution)
+
+    @torch.no_grad()
+    def _mistaken(self, chosen: str, found: Found, x: Images, y: Labels) -> Tensor:
+        """Indices of the images that the search gave up wrongly: broken, or misclassified before it, by its own
+        arithmetic alone. Logits that are no numbers count as misclassified."""
+        with _allowed(chosen):
+            skipped = ~(margin(self._in(chosen)(x), y) > 0)
+        moved = (found.images != x).flatten(1).any(1)
+        broken = self.model(found.images).argmax(1) != y
+        return ((moved | skipped) & ~broken).nonzero().flatten()
+
+    def _in(self, chosen: str) -> Forward:
+        """The passes of an arithmetic; made when they are first wanted, and never used in another one."""
+        if chosen not in self._passes:
+            dtype = torch.bfloat16 if chosen == "bfloat16" else torch.float32
+            # On CPUs float32 is as fast in the usual layout.
+            channels_last = chosen != "float32" or self.device.type == "cuda"
+            self._passes[chosen] = passes(
+                self.model, self.device, dtype, channels_last=channels_last, compiled=self.compiled
+            )
+        return self._passes[chosen]
 
 
 def describe(device: torch.device, compiled: bool | None) -> dict[str, Any]:
     """How `FastAttack` searches on a device, for the record."""
-    gpu = device.type == "cuda"
-    compiled = gpu if compiled is None else compiled
-    searched = ", ".join(SEARCHES_IN_BFLOAT16)
-    return {
-        "dtype": f"bfloat16 in {searched}, float32 elsewhere" if multiplies_in_bfloat16(device) else "float32",
-        "compiled": compiled,
-        "cuda_graphs": compiled and gpu,
-    }
+    elsewhere = arithmetic("square", device)
+    words = elsewhere
+    if arithmetic("apgd-ce", device) != elsewhere:
+        words = f"{arithmetic('apgd-ce', device)} in {', '.join(SEARCHES_IN_BFLOAT16)}, {elsewhere} elsewhere"
+    return {"dtype": words, "compiled": bool(compiled), "cuda_graphs": bool(compiled) and device.type == "cuda"}
+
+
+def arithmetic(attack: str, device: torch.device) -> str:
+    """What an attack searches in: bfloat16, tf32 or float32."""
+    if not multiplies_in_bfloat16(device):
+        return "float32"
+    if attack in SEARCHES_IN_BFLOAT16:
+        return "bfloat16"
+    return "tf32" if device.type == "cuda" else "float32"  # GPUs have both instructions or neither
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
@@ -81,54 +113,6 @@ def multiplies_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def passes(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool, compiled: bool
-) -> Forward:
-    """Images to float32 logits through a copy of `model` that computes in `dtype`.
-
-    Args:
-        model: frozen, in eval mode, float32.
-        device: of the model.
-        dtype: float32, or bfloat16 for autocast.
-        channels_last: memory layout of weights and images.
-        compiled: whether the copy is compiled, on GPUs with CUDA graphs.
-    """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    body: Any = folded(model).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-
-    def forward(x: Images) -> Logits:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return body(x.contiguous(memory_format=layout)).float()
-
-    if not compiled:
-        return forward
-    # Verdicts are of exact float32: the advice to use TF32 is misplaced.
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-    if device.type != "cuda":
-        return in_buckets(torch.compile(forward, dynamic=False))
-    return in_buckets(torch.compile(forward, dynamic=False, mode="reduce-overhead"))
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """A copy of a frozen model in eval mode, in which every BatchNorm behind a convolution is part of its weights. A
-    plain copy of models that cannot be traced."""
-    try:
-        return fuse(model).eval().requires_grad_(False)
-    except Exception:  # whatever tracing meets in foreign code; the copy computes the same
-        return copy.deepcopy(model)
-
-
-def in_buckets(forward: Forward) -> Forward:
-    """`forward` on batches filled up to a multiple of BUCKET with copies of the first image.
-
-    The product and the copy at the ends keep what a CUDA graph wrote: the next replay overwrites its logits and its
-    gradient, while an attack holds on to both.
-    """
-
-    def padded(x: Images) -> Tensor:
-        n = len(x)
-        missing = -n % BUCKET
-        filled = torch.cat((x, x[:1].expand(missing, *x.shape[1:]))) if missing else x
-        return forward(filled * 1.0)[:n].clone()
-
-    return padded
+def _allowed(chosen: str) -> AbstractContextManager[None]:
+    """Where a search computes: but for TF32, as exactly as the caller wants it."""
+    return tf32() if chosen == "tf32" else nullcontext()
