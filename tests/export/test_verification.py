@@ -127,8 +127,13 @@ def test_a_large_file_that_is_kept_elsewhere(evaluated: Evaluated, here: Callabl
     bundle.model_info.write_text(json.dumps(json.loads(info) | {"clean_acc": "99.00"}))
     with pytest.raises(verify_script.Mismatch, match=r"\.json with SHA-256"):  # what is here is checked all the same
         here(bundle.directory)
+    sums = bundle.directory / "SHA256SUMS"
+    changed = hashlib.sha256(bundle.model_info.read_bytes()).hexdigest()
+    sums.write_text(sums.read_text().replace(hashlib.sha256(info.encode()).hexdigest(), changed))
+    with pytest.raises(verify_script.Mismatch, match=r"expected clean_acc 88\.89, got 99\.00"):
+        here(bundle.directory)
     write_sums(bundle.directory)
-    with pytest.raises(verify_script.Mismatch, match="every file in SHA256SUMS"):  # and what is listed must be
+    with pytest.raises(verify_script.Mismatch, match="every file in SHA256SUMS"):
         here(bundle.directory)
     bundle.model_info.write_text(info)
     kept.rename(large)
