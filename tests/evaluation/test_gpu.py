@@ -26,7 +26,7 @@ def subject() -> Toy:
     torch.manual_seed(0)
     model = SmallCNN(num_classes=10, in_channels=3, image_size=32).eval().requires_grad_(False).cuda()
     x = torch.rand(64, 3, 32, 32)
-    # Autograd's thread has a CUDA context from its first kernel on. FAB begins with cuBLAS, of which PyTorch would warn.
+    # Gives autograd's thread a CUDA context: of FAB, which begins with cuBLAS, PyTorch would warn without one.
     model(x[:1].cuda().requires_grad_()).log_softmax(1).sum().backward()
     return Toy(model, x, model(x.cuda()).argmax(1).cpu())
 
