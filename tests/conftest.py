@@ -18,6 +18,7 @@ jaxtyping.install_import_hook(
 )
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has put tests of one fixture together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         items[:] = _long_ones_apart(items)
