@@ -66,10 +66,10 @@ NO_RIVAL = (
 # network, so that it has no rival: it shows what the GPU can do with more images at once.
 CASES = (
     Case("preact_resnet_18", "trades", 10, 128, 32, 10, weight=60),
-    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=84),
-    Case("wrn_34_10", "ikl", 10, 128, 32, 10, weight=26, short=True),
-    Case("preact_resnet_18", "ikl", 10, 128, 32, 10, weight=14, short=True),
-    Case("preact_resnet_18", "trades", 10, LARGE_BATCH, 32, 10, weight=14, short=True, rivals=False),
+    Case("wrn_34_10", "trades", 10, 128, 32, 10, weight=70),
+    Case("wrn_34_10", "ikl", 10, 128, 32, 10, weight=34, short=True),
+    Case("preact_resnet_18", "ikl", 10, 128, 32, 10, weight=18, short=True),
+    Case("preact_resnet_18", "trades", 10, LARGE_BATCH, 32, 10, weight=24, short=True, rivals=False),
     Case("resnet_50", "pgd_at", 3, 64, 224, 1000, weight=6, short=True),
     Case("resnet_50", "ikl", 3, 64, 224, 1000, weight=6, short=True),
 )

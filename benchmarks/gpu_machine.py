@@ -89,7 +89,7 @@ def peak_memory(work: Callable[[], object], device: torch.device, base: int = 0)
     if device.type != "cuda":
         work()
         return {}
-    reserved(device)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)

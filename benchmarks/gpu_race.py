@@ -21,6 +21,7 @@ from benchmarks.gpu_rungs import (
     REFERENCE,
     REPLAYED,
     RIVALS,
+    SHORT_ORDER,
     STEP,
     TUNED,
     Entrant,
@@ -80,7 +81,7 @@ class Race:
         self._estimates: dict[str, float] = {}
         self._failing: dict[str, str] = {}  # parity: timed with the others, and neither best nor recommended
         self._reference: Look | None = None
-        self._profile_seconds = PROFILE_SECONDS if device.type == "cuda" else 0.0
+        self._profile_seconds = PROFILE_SECONDS if device.type == "cuda" and not case.short else 0.0
 
     def run(self, deadline: Deadline, ceilings: dict[str, Any], end: Deadline | None = None) -> None:
         """Everything about the case, within its time.
@@ -95,7 +96,7 @@ class Race:
         by_name = {rung.name: rung for rung in LADDER if self._wanted(rung)}
         for name in by_name:  # in the order of the table
             self.rungs[name] = {"status": "left out: no time"}
-        for name in ORDER:
+        for name in SHORT_ORDER if self.case.short else ORDER:
             if name in by_name:
                 self._enter(by_name[name], deadline, end)
                 self.save()
@@ -104,7 +105,7 @@ class Race:
         best = self._fastest()
         self._time(best, deadline.before(self._profile_seconds), ceilings)
         fastest = gpu_table.fastest(self.rungs)
-        if fastest is not None and end.left() > 0:
+        if fastest is not None and end.left() > 0 and not self.case.short:
             with _reported(self.record.setdefault("profile", {"of": fastest})) as found:
                 found |= profiled(self._entrants[fastest], self.device)
         self.record["machine_after"] = state(self.device)
@@ -145,10 +146,9 @@ class Race:
         if rung.compiled and self.case.interpreted:
             found["status"] = "left out at toy size: one case shows that compiled rungs run"
             return
-        if self._essential(rung):
-            limit = end.left() - self._rounds_ahead(self.effort.least_rounds)
-        else:
-            limit = deadline.left() - self._rounds_ahead(self.effort.rounds)
+        essential = self._essential(rung)
+        rounds = self.effort.least_rounds if essential or not rung.compiled else self.effort.rounds
+        limit = (end if essential else deadline).left() - self._rounds_ahead(rounds)
         if limit <= 0:
             return
         started = time.monotonic()

@@ -1,6 +1,7 @@
 """The GPU script, as far as a CPU can tell: its arithmetic, what it does with rungs that fail, and a whole run."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -183,6 +184,11 @@ def test_parity_by_hand() -> None:
     assert "no finite number" in str(verdict(Rung("x"), {"cosine": None}))
 
 
+def test_every_rung_has_its_turn_to_be_built() -> None:
+    assert sorted(gpu_rungs.ORDER) == sorted(rung.name for rung in LADDER)
+    assert sorted(gpu_rungs.SHORT_ORDER) == sorted(rung.name for rung in LADDER if rung.short)
+
+
 def test_signs_of_tiny_gradients_do_not_count() -> None:
     gradient = torch.tensor([1.0, 1.0, 1e-4, -1e-4])
     reference = Look(gradient, gradient.sign(), gradient.sign(), torch.ones(1))
@@ -227,6 +233,22 @@ def test_switches_of_a_precision(precision: str, convolutions: bool, products: b
         assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (convolutions, products)
         assert cudnn.benchmark == tries
     assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark) == before
+
+
+def test_a_small_network_lies_where_it_is_asked_for() -> None:
+    assert next(gpu_cases.network(toy(), True, torch.device("meta")).parameters()).device.type == "meta"
+
+
+def test_turns_keep_the_collector_out_and_bring_it_back() -> None:
+
+    seen: list[bool] = []
+
+    def works() -> float:
+        seen.append(gc.isenabled())
+        return 1.0
+
+    take_turns(Entrants({"one": works}, {"one": 1.0}), Steady(), Effort(1, 1, 0.0), FAR, lambda number: None)
+    assert seen == [False] and gc.isenabled()
 
 
 # A case
