@@ -64,13 +64,7 @@ COMPILED = tuple(FAST[name]._replace(body="compiled") for name in ("tf32", "bf16
 # Which way each engine attacks by.
 ENGINES = {
     "exact": dict.fromkeys(("apgd-ce", "apgd-t", "fab-t", "square"), EXACT),
-    "fast": {"apgd-ce": FAST["bf16"], "apgd-t": FAST["bf16"], "fab-t": FAST["tf32"], "square": FAST["tf32"]},
-    "fast, Square in fp16": {
-        "apgd-ce": FAST["bf16"],
-        "apgd-t": FAST["bf16"],
-        "fab-t": FAST["tf32"],
-        "square": FAST["fp16"],
-    },
+    "fast": {"apgd-ce": FAST["bf16"], "apgd-t": FAST["bf16"], "fab-t": FAST["tf32"], "square": FAST["fp16"]},
 }
 
 
