@@ -152,10 +152,10 @@ def test_images_that_a_search_takes_for_misclassified_before_it_are_attacked_in_
     assert (super(Watched, model).forward(found.images).argmax(1) != y).all()
 
 
-def test_a_gpu_searches_in_bfloat16_and_tf32(monkeypatch):
+def test_what_gpus_search_in(monkeypatch):
     gpu = torch.device("cuda")
     for capability, words in (
-        ((9, 0), "bfloat16 in apgd-ce, apgd-dlr, apgd-t, tf32 elsewhere"),
+        ((9, 0), "bfloat16 in apgd-ce, apgd-dlr, apgd-t, float16 in square, tf32 elsewhere"),
         ((7, 5), "float32"),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
@@ -271,6 +271,22 @@ def test_folding_computes_the_same_with_fewer_layers(problem):
     assert not any(parameter.requires_grad for parameter in copied.parameters())
     norms = [sum(isinstance(part, nn.BatchNorm2d) for part in one.modules()) for one in (copied, model)]
     assert norms[0] < norms[1]
+
+
+def test_float16_ends_in_float32():
+    """Rounding of 11 bits on the way; logits themselves are no float16 numbers."""
+    torch.manual_seed(0)
+    model = SmallPreActResNet(num_classes=10, width=4, blocks=1).eval().requires_grad_(False)
+    x = torch.rand(16, 3, 32, 32)
+    exact = model(x)
+    found = {
+        dtype: passes(model, CPU, dtype, channels_last=True, compiled=False)(x)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    errors = {dtype: float((logits - exact).abs().max() / exact.abs().max()) for dtype, logits in found.items()}
+    assert errors[torch.float32] < 1e-5 < errors[torch.float16] < 2e-3 < errors[torch.bfloat16]
+    assert (found[torch.float16].half().float() != found[torch.float16]).float().mean() > 0.9
+    assert torch.equal(model(x), exact)  # the model itself stays as it was
 
 
 def test_a_model_that_cannot_be_traced_is_copied(problem):

@@ -90,6 +90,20 @@ def test_upstream_and_exact_agree_image_by_image(real_data, monkeypatch):
     assert len(differing) <= 1 and bool((by > -HAIR).all()), f"images {differing.tolist()}, margins {by.tolist()}"
 
 
+def test_fast_gives_the_same_images_twice(subject, monkeypatch):
+    """In all of its arithmetics, and without leaving one of them allowed."""
+    monkeypatch.setattr(run, "plans", functools.partial(shortened, iterations=30, queries=60))
+    first, second = outcome(subject, engine="fast"), outcome(subject, engine="fast")
+    assert first.settings["search"]["dtype"].endswith(("tf32 elsewhere", "float32"))
+    assert torch.equal(first.x_adv, second.x_adv) and torch.equal(first.broken_by, second.broken_by)
+    with exact_float32():
+        attack = batch_attack("fast", subject[0], "cuda")
+        for name in ("apgd-ce", "fab-t", "square"):
+            plan = AttackPlan(name, "linf", EPS, iterations=2, target_classes=int(name.endswith("-t")))
+            attack(subject[1][:5].cuda(), subject[2][:5].cuda(), plan, 0)
+            assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_the_host_does_not_wait_inside_of_a_block(subject, name):
     """Twice the iterations of less than a block, and no further wait."""

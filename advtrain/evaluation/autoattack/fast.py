@@ -2,14 +2,16 @@
 
 - Searches run in a cheaper arithmetic where the device has instructions for it (`arithmetic`): APGD in bfloat16 and the
   channels_last layout; FAB and Square, whose steps are decided by differences of logits that bfloat16's eight bits
-  would hide, on GPUs in TF32, and in float32 elsewhere. (In a trial, of which no record was kept, FAB with gradients in
-  bfloat16 was the weaker attack.) TF32 in convolutions is what PyTorch does unless it is told not to, and with it most
-  numbers that were published from such GPUs. It holds inside of a search alone.
+  would hide, on GPUs in arithmetic of eleven bits, and in float32 elsewhere. (In a trial, of which no record was kept,
+  FAB with gradients in bfloat16 was the weaker attack.) FAB has TF32, which is what PyTorch's convolutions do unless
+  they are told not to, and with them most numbers that were published from such GPUs. It holds inside of a search
+  alone. Square, which needs no gradients and so nothing of float32's range, has float16, whose products are as exact
+  and cheaper; the last linear layer stays in float32.
 - What such a search takes for broken counts when the eager float32 model agrees; where it does not, or where already
   the clean image is misclassified in that arithmetic alone, the image is attacked again in float32 at once.
 - Images leave a batch when they are broken, and passes that can change nothing are left out (`Execution.shrink`).
 - At the end APGD attacks the survivors with the lowest margins once more in float32 (`again` in run.py). FAB and Square
-  do not: their search had TF32's eleven bits, APGD's eight.
+  do not: their search had eleven bits, APGD's eight.
 - BatchNorm is folded into the convolutions before it, where the model can be traced.
 - Passes may be compiled, on GPUs with CUDA graphs: worth it for hours of attacks, since every shape of a batch is
   compiled and recorded for itself. A compiled model meets none of the checks of the model.
@@ -79,7 +81,7 @@ class FastAttack:
     def _in(self, chosen: str) -> Forward:
         """The passes of an arithmetic; made when they are first wanted, and never used in another one."""
         if chosen not in self._passes:
-            dtype = torch.bfloat16 if chosen == "bfloat16" else torch.float32
+            dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(chosen, torch.float32)
             # On CPUs float32 is as fast in the usual layout.
             channels_last = chosen != "float32" or self.device.type == "cuda"
             self._passes[chosen] = passes(
@@ -90,20 +92,25 @@ class FastAttack:
 
 def describe(device: torch.device, compiled: bool | None) -> dict[str, Any]:
     """How `FastAttack` searches on a device, for the record."""
-    elsewhere = arithmetic("square", device)
-    words = elsewhere
-    if arithmetic("apgd-ce", device) != elsewhere:
-        words = f"{arithmetic('apgd-ce', device)} in {', '.join(SEARCHES_IN_BFLOAT16)}, {elsewhere} elsewhere"
-    return {"dtype": words, "compiled": bool(compiled), "cuda_graphs": bool(compiled) and device.type == "cuda"}
+    elsewhere = arithmetic("fab-t", device)
+    groups = ((SEARCHES_IN_BFLOAT16, arithmetic("apgd-ce", device)), (("square",), arithmetic("square", device)))
+    words = [f"{chosen} in {', '.join(names)}" for names, chosen in groups if chosen != elsewhere]
+    return {
+        "dtype": ", ".join((*words, f"{elsewhere} elsewhere")) if words else elsewhere,
+        "compiled": bool(compiled),
+        "cuda_graphs": bool(compiled) and device.type == "cuda",
+    }
 
 
 def arithmetic(attack: str, device: torch.device) -> str:
-    """What an attack searches in: bfloat16, tf32 or float32."""
+    """What an attack searches in: bfloat16, float16, tf32 or float32."""
     if not multiplies_in_bfloat16(device):
         return "float32"
     if attack in SEARCHES_IN_BFLOAT16:
         return "bfloat16"
-    return "tf32" if device.type == "cuda" else "float32"  # GPUs have both instructions or neither
+    if device.type != "cuda":
+        return "float32"
+    return "float16" if attack == "square" else "tf32"  # GPUs have these instructions with bfloat16's
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:

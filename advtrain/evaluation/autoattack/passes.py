@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -50,6 +51,8 @@ def passes(
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     body: Any = folded(model).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    if dtype == torch.float16:
+        finish_in_float32(body)
     gpu = device.type == "cuda"
 
     def through(call: Callable[[nn.Module, Images], Logits], x: Images) -> Logits:
@@ -112,6 +115,19 @@ def folded(model: nn.Module) -> nn.Module:
         return fuse(model).eval().requires_grad_(False)
     except Exception:  # whatever tracing meets in foreign code; the copy computes the same
         return copy.deepcopy(model)
+
+
+def finish_in_float32(model: nn.Module) -> None:
+    """Takes the last linear layer of `model` out of autocast, in place: its logits are then not rounded to float16,
+    whose steps can be larger than what a query of Square gains."""
+    linear: list[Any] = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    for last in linear[-1:]:
+        last.forward = partial(_in_float32, last.forward)
+
+
+def _in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
 
 
 def multiple(n: int) -> int:
