@@ -42,30 +42,10 @@ def exact_float32() -> Iterator[None]:
     before = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32)
     try:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _any_algorithm():
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
-
-
-@contextmanager
-def _any_algorithm() -> Iterator[None]:
-    """What trainer.deterministic=true forbids to the run around: cumsum on GPUs, by which upstream projects.
-
-    So a run evaluates itself as advtrain-eval does later.
-    """
-    strict, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if not strict:
-        yield
-        return
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=only_warns)
 
 
 def eager(model: nn.Module) -> nn.Module:

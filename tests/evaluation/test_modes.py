@@ -43,24 +43,6 @@ def test_exact_float32_restores():
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = before
 
 
-def test_evaluations_may_use_any_algorithm_within_a_deterministic_run():
-    """On a GPU upstream's projections need cumsum, which a deterministic run forbids; it is forbidden again after."""
-    assert not torch.are_deterministic_algorithms_enabled()
-    try:
-        for only_warns in (False, True):
-            torch.use_deterministic_algorithms(True, warn_only=only_warns)
-            with pytest.raises(RuntimeError, match="inside"), exact_float32():
-                assert not torch.are_deterministic_algorithms_enabled()
-                raise RuntimeError("inside")
-            assert torch.are_deterministic_algorithms_enabled()
-            assert torch.is_deterministic_algorithms_warn_only_enabled() == only_warns
-    finally:
-        torch.use_deterministic_algorithms(False)
-    with exact_float32():
-        pass
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
 def test_eager_model():
     model = nn.Linear(2, 2)
     assert eager(torch.compile(model, backend="eager")) is model

@@ -12,7 +12,6 @@
 """
 
 import copy
-import warnings
 from typing import Any
 
 import torch
@@ -102,8 +101,6 @@ def passes(
 
     if not compiled:
         return forward
-    # Verdicts are of exact float32: the advice to use TF32 is misplaced.
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     if device.type != "cuda":
         return in_buckets(torch.compile(forward, dynamic=False))
     return in_buckets(torch.compile(forward, dynamic=False, mode="reduce-overhead"))
