@@ -96,7 +96,7 @@ SHORT_ORDER = (REFERENCE, PUBLISHED, REPLAYED, "+ bf16", TUNED, STEP)
 GATES = {
     "fp32": {"cosine": 0.9999, "sign_agreement": 0.995, "weights_relative_l2": 1e-2},
     "tf32": {"cosine": 0.999, "sign_agreement": 0.98, "weights_relative_l2": 5e-2},
-    "bf16": {"cosine": 0.95, "sign_agreement": 0.9, "weights_relative_l2": 0.25},
+    "bf16": {"cosine": 0.9, "sign_agreement": 0.85, "weights_relative_l2": 0.45},
 }
 
 

@@ -180,7 +180,7 @@ def test_parity_by_hand() -> None:
     assert found == pytest.approx(expected, abs=1e-4)
     assert "cosine 0.5" in str(verdict(Rung("x", "bf16"), {"cosine": 0.5, "sign_agreement": 1.0}))
     assert "sign_agreement 0.75" in str(verdict(Rung("x", "bf16"), {"sign_agreement": 0.75}))
-    assert "weights_relative_l2 0.3" in str(verdict(Rung("x", "bf16"), {"weights_relative_l2": 0.3}))
+    assert "weights_relative_l2 0.5" in str(verdict(Rung("x", "bf16"), {"weights_relative_l2": 0.5}))
     assert "no finite number" in str(verdict(Rung("x"), {"cosine": None}))
 
 
