@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def evaluation_run(config: dict[str, Any]) -> None:
         return result
 
     def written(result: Evaluation, folder: Path) -> None:
-        facts = {**described(config, folder), "command": shlex.join(["advtrain-eval", *sys.argv[1:]])}
+        facts = {**described(config, folder), "command": shlex.join(["advtrain-eval", *as_given(sys.argv[1:])])}
         facts["git_commit"] = directories.git_commit()
         save(result, folder, name, facts | ({} if run is None else run.facts(settings.checkpoint)), snapshot)
 
@@ -103,6 +103,12 @@ def evaluation_run(config: dict[str, Any]) -> None:
         distributed.leave()
     if distributed.is_main():
         show(reported(directory, snapshot), directory, None)
+
+
+def as_given(words: Sequence[str]) -> list[str]:
+    """The words of advtrain-eval in a form that it takes: what Hydra was handed as source='WHAT' is model=WHAT."""
+    quoted = "source='"
+    return [f"model={w[len(quoted) : -1]}" if w.startswith(quoted) and w.endswith("'") else w for w in words]
 
 
 def add_union(together: Union, directory: Path) -> None:

@@ -29,10 +29,11 @@ from advtrain.export import (
     Verification,
     export_bundle,
     leaderboard,
+    portable_command,
     read_recipe,
     verify_bundle,
 )
-from advtrain.sources import BUNDLE_FILE, ZOO_PREFIX, averaged_model
+from advtrain.sources import BUNDLE_FILE, ZOO_PREFIX, averaged_model, bundle_weights
 from advtrain.types import SettingError
 
 OF_ONE_EXPORT = ("target", "masking_statement")  # what an earlier export says nothing about
@@ -167,8 +168,7 @@ def trained_bundle(path: Path, *, trusted: bool) -> Trained:
     """
     stored = json.loads((path / BUNDLE_FILE).read_text())
     model = build(stored["trained_as"], trusted=trusted)
-    weights = torch.load(path / stored["weights"], map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict(weights)
+    model.load_state_dict(bundle_weights(path, stored))
     arguments = {key: value for key, value in stored["trained_as"].items() if key != "_target_"}
     recipe, training = bundle_recipe(path)
     # The name it was published under stays, unless the author gives another.
@@ -238,6 +238,8 @@ def _training(directory: Path, checkpoint: str) -> dict[str, Any]:
     """What a run's training took and ran on, as far as the run says it."""
     provenance = yaml.safe_load((directory / "config.yaml").read_text()).get("provenance") or {}
     facts = {name: provenance[name] for name in ("git_commit", "hardware", "versions") if provenance.get(name)}
+    if provenance.get("command"):
+        facts["command"] = portable_command(provenance["command"])
     execution = recorded_execution(directory)
     if "numerics" in execution and "acceleration" in execution:
         how = execution["acceleration"]

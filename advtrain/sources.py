@@ -128,9 +128,28 @@ def _run(directory: Path, checkpoint: Path, config: dict[str, Any], device: torc
 def _bundle(path: Path, config: dict[str, Any], device: torch.device) -> Source:
     stored = json.loads((path / BUNDLE_FILE).read_text())
     model = build(stored["trained_as"], trusted=config["trust"]).to(device)
-    weights = torch.load(path / stored["weights"], map_location=device, weights_only=True)["state_dict"]
-    model.load_state_dict(weights)
+    model.load_state_dict(bundle_weights(path, stored, device))
     return Source(stored["model_id"], model.float().eval(), _data(stored["dataset"]), stored["norm"], stored["eps"])
+
+
+def bundle_weights(path: Path, stored: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state dict of a bundle.
+
+    Args:
+        path: of the bundle.
+        stored: its verification.json.
+        device: where the tensors go.
+
+    Raises:
+        SettingError: this copy of the bundle comes without its weights.
+    """
+    file = path / stored["weights"]
+    if not file.is_file():
+        raise SettingError(
+            f"model: expected the weights {file}, got a bundle that comes without; put the file whose SHA-256 is in "
+            "SHA256SUMS in its place, or train such a model anew as README.md says"
+        )
+    return torch.load(file, map_location=device, weights_only=True)["state_dict"]
 
 
 def _zoo(name: str, config: dict[str, Any], device: torch.device) -> Source:

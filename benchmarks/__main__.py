@@ -14,7 +14,10 @@ HELPERS = (
     "compiled_graphs",
     "counting",
     "formulas",
-    *(f"gpu_{part}" for part in ("cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")),
+    *(
+        f"gpu_{part}"
+        for part in ("cache", "cases", "classes", "machine", "profile", "race", "rungs", "table", "timing")
+    ),
     "page",
     "published",
     "timing",

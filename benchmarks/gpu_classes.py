@@ -52,7 +52,7 @@ def steps(device: torch.device, toy: bool) -> Works:
     for name, word in (("kl", "trades"), ("ikl", "ikl")):
         case = replace(TOY_STEP if toy else STEP, loss=word)
         data = gpu_cases.batches(case, device)
-        found[name] = Entrant(rung, case, data, gpu_cases.network(case, toy).state_dict(), toy)
+        found[name] = Entrant(rung, case, data, gpu_cases.network(case, toy, device).state_dict(), toy)
     return found
 
 
@@ -60,11 +60,15 @@ def compare(
     device: torch.device, *, toy: bool, clock: Clock, effort: Effort, deadline: Deadline, record: dict[str, Any]
 ) -> None:
     """Fills `record`: seconds and memory of each loss and of a step with it, and the ratio to KL."""
+    if deadline.left() <= 0:
+        record["status"] = "left out: no time"
+        return
     case = TOY_STEP if toy else STEP
     record |= {"num_classes": CLASSES, "batch": case.batch, "attack_steps": case.steps, "losses": {}, "steps": {}}
     short = Effort(effort.rounds, effort.least_rounds, effort.block_seconds / 4)
     for kind, works in (("losses", losses(device, case.batch)), ("steps", steps(device, toy))):
         record[kind] = _compared(works, device, clock=clock, effort=short, deadline=deadline)
+    record["status"] = "done"
 
 
 def _compared(

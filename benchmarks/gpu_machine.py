@@ -36,8 +36,11 @@ def arithmetic(precision: str) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
-def ceilings(device: torch.device, clock: Clock, toy: bool) -> dict[str, Any]:
-    """TFLOP/s of a large matrix product per precision and TB/s of a large copy (bytes read plus bytes written)."""
+def ceilings(device: torch.device, clock: Clock, block_seconds: float, toy: bool) -> dict[str, Any]:
+    """TFLOP/s of a large matrix product per precision and TB/s of a large copy (bytes read plus bytes written).
+
+    Of each, five blocks of about `block_seconds`.
+    """
     side, numbers = (256, 2**20) if toy else (8192, 2**30)
     found: dict[str, Any] = {"matrix": f"{side} × {side} × {side}, normal random numbers", "matrix_tflops": {}}
     for precision in PRECISIONS:
@@ -48,21 +51,21 @@ def ceilings(device: torch.device, clock: Clock, toy: bool) -> dict[str, Any]:
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         with arithmetic(precision):
-            seconds = _blocks(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock, toy)
+            seconds = _blocks(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock, block_seconds)
         found["matrix_tflops"][precision] = spread([2 * side**3 / s / 1e12 for s in seconds])
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
-    seconds = _blocks(lambda: target.copy_(source), clock, toy)
+    seconds = _blocks(lambda: target.copy_(source), clock, block_seconds)
     found["copy"] = f"{source.nbytes / 2**20:g} MiB"
     found["copy_tb_per_s"] = spread([2 * source.nbytes / s / 1e12 for s in seconds])
     return found
 
 
-def _blocks(work: Any, clock: Clock, toy: bool) -> list[float]:
-    """Seconds per call, in five blocks of about a quarter of a second."""
+def _blocks(work: Any, clock: Clock, block_seconds: float) -> list[float]:
+    """Seconds per call, in five blocks."""
     work()
     once = clock.seconds(work, 3)
-    calls = max(1, round((0.002 if toy else 0.25) / max(once, 1e-9)))
+    calls = max(1, round(block_seconds / max(once, 1e-9)))
     return [max(clock.seconds(work, calls), 1e-12) for _ in range(5)]
 
 
@@ -84,8 +87,9 @@ def reserved(device: torch.device) -> int:
 def peak_memory(work: Callable[[], object], device: torch.device, base: int = 0) -> dict[str, float]:
     """What the allocator holds at most while `work` runs, pools of CUDA graphs included, beyond `base` bytes."""
     if device.type != "cuda":
+        work()
         return {}
-    reserved(device)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)

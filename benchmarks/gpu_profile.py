@@ -35,7 +35,8 @@ NEXT = {
 def profiled(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
     """The longest kernels of a few steps and the share of each kind; on a CPU of operations in place of kernels."""
     gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU] if gpu else [ProfilerActivity.CPU]
+    # Kernels alone on a GPU: tens of thousands of operations on the host would take seconds to read and slow it down.
+    activities = [ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
     step()
     seconds = _elapsed(step, device) if gpu else None
     with profile(activities=activities, acc_events=True) as found:  # torch 2.11 warns without

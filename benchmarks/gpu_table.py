@@ -34,13 +34,14 @@ def ladder(name: str, case: dict[str, Any]) -> Table:
     for rung, found in case["rungs"].items():
         parity = [_number(found.get("parity", {}).get(key)) for key in ("sign_agreement", "cosine")]
         parity.append(str(found.get("seconds_to_build", "")))
-        if found["status"] != "timed":
-            table.add_row(rung, *[""] * 6, *parity, found["status"])
+        remark = "" if found["status"] == "timed" else found["status"]
+        if "images_per_second" not in found:
+            table.add_row(rung, *[""] * 6, *parity, remark)
             continue
         mfu = "" if found["mfu"] is None else f"{found['mfu']:.1%}"
         ratios = [_median(found["times_as_fast_as"].get(rival)) for rival in (RIVALS[0], RIVALS[-1])]
         speed = (f"{found['images_per_second']:,.0f}", _number(found["useful_tflops"]), mfu)
-        table.add_row(rung, *speed, str(found.get("peak_memory_gib", "")), *ratios, *parity, "")
+        table.add_row(rung, *speed, str(found.get("peak_memory_gib", "")), *ratios, *parity, remark)
     return table
 
 
@@ -60,7 +61,8 @@ def remarks(case: dict[str, Any]) -> list[str]:
 
 def recommendation(case: dict[str, Any]) -> str:
     """The fastest of our rungs that passed, in one line."""
-    title, best = f"{case.get('model')}, {case.get('loss')}", fastest(case["rungs"])
+    title = f"{case.get('model')}, {case.get('loss')}, batch {case.get('batch')}"
+    best = fastest(case["rungs"])
     if best is None:
         return f"{title}: nothing was timed"
     found = case["rungs"][best]

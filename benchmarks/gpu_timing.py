@@ -1,5 +1,6 @@
 """Clocks, turns and budgets of the GPU script. The same code runs with a GPU's events and with a CPU's process time."""
 
+import gc
 import math
 import random
 import signal
@@ -114,6 +115,18 @@ def take_turns(
     """
     order = random.Random(0)
     entrants.times.update({name: [] for name in entrants.works})
+    with _without_collector():
+        return _rounds(entrants, clock, effort, budget, after_round, order)
+
+
+def _rounds(
+    entrants: Entrants,
+    clock: Clock,
+    effort: Effort,
+    budget: "Deadline",
+    after_round: Callable[[int], None],
+    order: random.Random,
+) -> int:
     for number in range(effort.rounds):
         if number >= effort.least_rounds and budget.left() < entrants.seconds(number, effort):
             return number
@@ -127,6 +140,19 @@ def take_turns(
                 del entrants.times[name]
         after_round(number + 1)
     return effort.rounds
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keeps Python's garbage collector out of the turns: after a compiler it takes a good part of a second."""
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def spread(values: list[float]) -> dict[str, Any]:

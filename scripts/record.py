@@ -7,7 +7,6 @@ The second form takes a folder that advtrain-eval wrote about a published model,
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from advtrain.engine import checkpoints
+from advtrain.export import portable_command
 
 MEASURED = ("clean", "pgd", "screen", "autoattack")
 FOUND = ("masking", "second", "collapse", "threats", "curve", "corruptions", "leaderboard")
@@ -28,7 +28,7 @@ def record(run: Path) -> dict[str, Any]:
     last = checkpoints.load(run / "checkpoints" / "last.pt")["position"]
     provenance = config["provenance"]
     trained = {
-        "command": portable(provenance["command"]),
+        "command": portable_command(provenance["command"]),
         "seed": config["seed"],
         "git_commit": {"training": provenance["git_commit"]},
         "versions": provenance["versions"],
@@ -56,7 +56,7 @@ def renewed(trained: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, An
     if hardware is not None and "hardware" not in kept["training"]:
         kept["training"] = kept["training"] | {"hardware": hardware}
     if "command" in source:
-        kept["evaluation_command"] = portable(source["command"])
+        kept["evaluation_command"] = portable_command(source["command"])
     measured = {name: evaluation[name] for name in MEASURED if name in evaluation}
     seconds = trained["training"]["seconds"] + sum(result["seconds"] for result in measured.values())
     return {
@@ -70,11 +70,6 @@ def renewed(trained: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, An
         **{name: evaluation[name] for name in FOUND if name in evaluation},
         "seconds": round(seconds, 1),
     }
-
-
-def portable(command: str) -> str:
-    """A command without the folders of one machine."""
-    return re.sub(r"(data\.root|data_root|run_root)=\S+", r"\1=/datasets", command)
 
 
 def main() -> None:

@@ -18,11 +18,29 @@ jaxtyping.install_import_hook(
 )
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has put tests of one fixture together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+    if torch.cuda.is_available():
+        items[:] = _long_ones_apart(items)
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _long_ones_apart(items: list[pytest.Item]) -> list[pytest.Item]:
+    """GPU tests with a timeout of their own first, the longest ahead, each followed by one without: pytest-xdist hands
+    out two at a time, and time on a GPU is dear."""
+
+    def timeout(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("gpu") and item.get_closest_marker("timeout")
+        return marker.args[0] if marker else 0
+
+    ordered = sorted(items, key=timeout, reverse=True)
+    count = sum(timeout(item) > 0 for item in items)
+    long, short = ordered[:count], ordered[count:]
+    pairs = [item for pair in zip(long, short, strict=False) for item in pair]
+    return pairs + long[len(short) :] + short[len(long) :]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -168,6 +168,7 @@ def test_the_whole_way(advtrain: Run, tmp_path: Path) -> None:
         done = advtrain("eval", source, "eval=clean_pgd", "eval.pgd.restarts=1", "out=again", "threads=1")
         assert done.returncode == 0, done.stderr
         again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+        assert again["source"]["command"].startswith(f"advtrain-eval model={source} eval=clean_pgd ")
         if source != "runs/short/checkpoints/last.pt":
             assert again["clean"]["correct"] == record["clean"]["correct"]
 

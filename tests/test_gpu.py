@@ -3,11 +3,13 @@
 The reference is float64 on the CPU, or the run that nobody disturbed.
 """
 
+import functools
 import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from advtrain.attacks import PGD, ascent
 from advtrain.data.base import Batch
 from advtrain.engine import NoPerturbation, checkpoints
+from advtrain.engine.execution import recorded_execution
 from advtrain.engine.numerics import Numerics
 from advtrain.losses import IKL, PGDAT, TRADES
 from tests.engine.test_resume import TINY, finish, same, start, stop_after
@@ -124,6 +127,7 @@ def test_bfloat16_keeps_the_direction_at_fixed_images(name: str, device: str) ->
 
 
 @on_both
+@pytest.mark.timeout(150)
 @pytest.mark.usefixtures("without_type_checks")  # torch.compile cannot trace them
 def test_a_compiled_step_is_one_graph_for_every_radius(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +156,33 @@ def test_a_compiled_step_is_one_graph_for_every_radius(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("device", "asked", "meant"),
+    (
+        ("cpu", "auto", "fp32"),
+        ("cpu", "bf16", "bf16"),
+        pytest.param("cuda", "auto", "bf16", marks=pytest.mark.gpu),
+        pytest.param("cuda", "tf32", "tf32", marks=pytest.mark.gpu),
+    ),
+)
+def test_a_run_says_in_which_numbers_it_is(device: str, asked: str, meant: str, tmp_path: Path) -> None:
+    """Coarser ones than float32 once they have passed the parity gate, on the run's own first batch."""
+    run = trainer(tmp_path, network(norm=True), device=device, precision=asked, epochs=1)
+    run.fit()
+    assert run.numerics.word == meant
+    found = recorded_execution(tmp_path)["numerics"]
+    assert found["precision"] == meant
+    assert found["why"] == (f"auto on {device}" if asked == "auto" else "asked for")
+    if meant == "fp32":
+        assert found["gate"] is None
+        return
+    figures, limits = found["gate"]["figures"], found["gate"]["bounds"]
+    assert found["gate"]["passed"] and found["gate"]["images"] == 24
+    for name in ("gradient", "weights"):
+        assert figures[name] < limits[name]
+        assert figures[name] > 1e-5 or meant == "tf32"  # bfloat16 has been at work; TF32 is, where a library likes
+
+
 # Whole runs, each a process of its own
 
 
@@ -160,38 +191,52 @@ def words(device: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory of two epochs."""
+def uninterrupted(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Gives a run directory of two epochs, where a run goes on until it is asked for."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(start(folder, *words(device)))
-    return folder / "runs" / "run"
+    running = start(folder, *words(device))
+
+    @functools.cache
+    def finished() -> Path:
+        finish(running)
+        return folder / "runs" / "run"
+
+    yield finished
+    if running.poll() is None:
+        running.kill()
+        running.communicate()
 
 
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("device", (GPU,), scope="module")  # on a CPU it is tests/engine/test_resume.py
-def test_killed_and_resumed_with_the_same_bits(device: str, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_with_the_same_bits(device: str, uninterrupted: Callable[[], Path], tmp_path: Path) -> None:
     """Which also says that a deterministic run gives the same bits twice."""
     run = tmp_path / "runs" / "run"
     code, _ = stop_after(start(tmp_path, *words(device)), run / "metrics.jsonl", 13, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert "resuming" in finish(start(tmp_path, *words(device)))
     for name in ("last.pt", "best.pt"):
-        expected, found = (checkpoints.load(place / "checkpoints" / name) for place in (uninterrupted, run))
+        expected, found = (checkpoints.load(place / "checkpoints" / name) for place in (uninterrupted(), run))
         assert same(found, expected)
 
 
+@pytest.mark.timeout(200)
 @on_both_slowly
-def test_one_process_of_a_group_is_a_process_alone(device: str, uninterrupted: Path, tmp_path: Path) -> None:
+def test_one_process_of_a_group_is_a_process_alone(
+    device: str, uninterrupted: Callable[[], Path], tmp_path: Path
+) -> None:
     """DDP over NCCL or gloo with one rank."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "advtrain"]
     finish(process([*launcher, *TINY, *words(device)], tmp_path))
     found, expected = (
         checkpoints.load(place / "checkpoints" / "last.pt")["model"]
-        for place in (tmp_path / "runs" / "run", uninterrupted)
+        for place in (tmp_path / "runs" / "run", uninterrupted())
     )
     for name, weights in expected.items():
         torch.testing.assert_close(found[name], weights, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.timeout(200)
 @on_both_slowly
 def test_the_quickstart(device: str, tmp_path: Path) -> None:
     """One epoch of it: training, evaluation, bundle; AutoAttack on the GPU only, where it is quick."""

@@ -106,7 +106,7 @@ class L1:
         room = torch.where(slope > 0, 1 - x_flat, x_flat).clamp_min(0) * (slope != 0)
         order = slope.abs().argsort(dim=1, descending=True, stable=True)
         spendable = room.gather(1, order)
-        before = spendable.cumsum(1) - spendable
+        before = _running_sums(spendable) - spendable
         left = (torch.as_tensor(length, dtype=x.dtype, device=x.device).view(-1, 1) - before).clamp_min(0)
         spent = torch.minimum(spendable, left)
         moved = torch.zeros_like(x_flat).scatter_(1, order, spent) * slope.sign()
@@ -154,8 +154,8 @@ def _shrunk(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     places = order.values
     # The slope of the sum right of each place: one less for each pixel that starts, one more for each that ends.
     change = torch.where(order.indices < size.shape[1], -1.0, 1.0).to(places)
-    slope = change.cumsum(1)
-    fall = (slope[:, :-1] * places.diff(dim=1)).cumsum(1)
+    slope = _running_sums(change)
+    fall = _running_sums(slope[:, :-1] * places.diff(dim=1))
     total = (end - start).sum(1, keepdim=True)
     sums = torch.cat([total, total + fall], 1)  # Σ δ at each place
     last = (sums >= eps).sum(1, keepdim=True).sub(1).clamp_min(0)  # the place from which the sum falls below eps
@@ -163,6 +163,22 @@ def _shrunk(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     root = places.gather(1, last) + (sums.gather(1, last) - eps) / steep.abs()
     shift = torch.where(total > eps, root, torch.zeros_like(root))
     return torch.minimum((end - shift).clamp_min(0), room.double()).to(size.dtype)
+
+
+def _running_sums(rows: Tensor) -> Tensor:
+    """`rows.cumsum(1)`, which PyTorch refuses on a GPU where only deterministic algorithms are allowed."""
+    if rows.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return doubling_sums(rows)
+    return rows.cumsum(1)
+
+
+def doubling_sums(rows: Tensor) -> Tensor:
+    """Sums of the first 1, 2, … numbers of each row (n, d), by log₂ d additions of rows (Hillis & Steele, 1986)."""
+    reach = 1  # how many numbers each sum holds so far
+    while reach < rows.shape[1]:
+        rows = torch.cat([rows[:, :reach], rows[:, reach:] + rows[:, :-reach]], 1)
+        reach *= 2
+    return rows
 
 
 def norm_named(word: str) -> Norm:

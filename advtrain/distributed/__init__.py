@@ -37,8 +37,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     timeout = timedelta(minutes=30)
     shared, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
     _store = dist.PrefixStore(agreed_name(shared, rank_, world, timeout.total_seconds()), shared)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_store, rank=rank_, world_size=world, timeout=timeout)
+    backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)  # NCCL guesses the GPU otherwise
+    dist.init_process_group(backend, store=_store, rank=rank_, world_size=world, timeout=timeout, device_id=gpu)
     try:
         yield
     finally:

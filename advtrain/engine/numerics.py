@@ -82,6 +82,22 @@ def _numerics_of(device: torch.device, dtype: torch.dtype, autocast: bool, layou
     return Numerics(device, dtype, autocast, getattr(torch, layout), tf32)
 
 
+@contextmanager
+def untried_kernels() -> Iterator[None]:
+    """cuDNN takes its kernels by rule of thumb, for shapes that are met once.
+
+    `torch.backends.cudnn.benchmark` times all of them at the first pass of each shape, in each direction: seconds that
+    pay off over thousands of steps.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    try:
+        cudnn.benchmark = False
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
 def device_named(word: str) -> torch.device:
     """The device of this process: `auto` prefers a GPU.
 

@@ -135,10 +135,15 @@ def hardware() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package is in, marked when files differ from it; None outside of git."""
+    """The commit of the checkout that this package is in, marked when files differ from it.
+
+    Where there is no git (a container with a copy of the files), what the environment variable ADVTRAIN_COMMIT says:
+    whoever copied the files knows. None without either.
+    """
     root = Path(__file__).resolve().parents[2]
+    said = os.environ.get("ADVTRAIN_COMMIT", "").strip() or None
     if not (root / ".git").exists():
-        return None
+        return said
     try:
         described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -147,8 +152,8 @@ def git_commit() -> str | None:
             timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
+        return said
+    return described.stdout.strip() or said
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """How the model was trained, in a form that means the same on another machine."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ def portable(setting: Any) -> Any:
     if isinstance(setting, list | tuple):
         return [portable(value) for value in setting]
     return Path(setting).name if isinstance(setting, str) and Path(setting).is_absolute() else setting
+
+
+def portable_command(command: str) -> str:
+    """A command without the folders of one machine."""
+    return re.sub(r"(data\.root|data_root|run_root)=\S+", r"\1=/datasets", command)
 
 
 def recipe_file(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
@@ -52,6 +58,7 @@ def training_lines(training: Mapping[str, Any]) -> list[str]:
     if training.get("pflop"):
         lines.append(f"training cost: {training['pflop']:.3g} PFLOP")
     named = {
+        "command": "training command",
         "hardware": "training hardware",
         "execution": "training ran with",
         "git_commit": "training code at commit",

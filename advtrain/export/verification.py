@@ -14,7 +14,7 @@ class VerificationError(RuntimeError):
 
 
 class CannotVerify(VerificationError):
-    """The bundle needs a package that is not installed here; nothing is known of it."""
+    """The bundle needs a package that is not installed here, or its weights or images, which are kept elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def verify_bundle(directory: Path) -> Verification:
 
     Raises:
         VerificationError: something does not hold.
-        CannotVerify: RobustBench, whose class the bundle uses, is not installed.
+        CannotVerify: RobustBench, whose class the bundle uses, is not installed, or this copy of the bundle comes
+            without its weights or images.
     """
     folder = Path(directory).resolve()
     if not folder.is_dir():

@@ -10,8 +10,8 @@ model_info. Then a short white-box attack looks for adversarial images among tho
 can be found by luck, many prove the record wrong.
 
 Ends with 0 when all of it holds, with 1 and one line that says what does not, with 3 and a line when RobustBench is
-needed and not there. Like any model file with code, the folder is as trustworthy as who gave it to you: its
-architecture.py, build.py or zoo_entry.py is run.
+needed and not there, or when the weights or the images, which may be kept apart from the rest, are not. Like any model
+file with code, the folder is as trustworthy as who gave it to you: architecture.py, build.py or zoo_entry.py is run.
 """
 
 import functools
@@ -36,7 +36,7 @@ import torch
 TIE = 1e-4  # a gap between logits, relative to the largest, that another machine's float32 rounding may turn around
 FORMAT = 2
 FORMATS = (1, 2)
-CANNOT = 3  # exit code: a package is missing
+CANNOT = 3  # exit code: a package or a large file is missing
 TO_FILL = "to be filled by the author"
 ALWAYS = ("verification.json", "verification.npz", "verify.py", "README.md")
 PAPERS = {
@@ -58,7 +58,7 @@ class Mismatch(Exception):
 
 
 class Missing(Exception):
-    """A package that the folder's network needs is not here."""
+    """A package that the folder's network needs is not here, or a file that is too large to travel with the rest."""
 
 
 class Only:
@@ -69,7 +69,9 @@ class Only:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> object:
         find = getattr(self.finder, "find_spec", None)
-        return find(name, path, target) if find is not None and _top(name) in self.allowed else None
+        # What sysconfig reads it imports by a name of its own, when it is first asked.
+        fits = _top(name) in self.allowed or name.startswith("_sysconfigdata")
+        return find(name, path, target) if find is not None and fits else None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.finder, name)
@@ -91,7 +93,6 @@ def isolate() -> None:
 def allowed_modules() -> set:
     """The standard library's modules, and those of the roots and of every package that these require."""
     allowed = {*sys.stdlib_module_names, *sys.builtin_module_names, *ROOTS, "autoattack"}
-    allowed |= {name for name in sys.modules if name.startswith("_sysconfigdata")}
     seen, waiting = set(), [(name, "") for name in ROOTS]
     while waiting:
         package, extra = waiting.pop()
@@ -128,12 +129,18 @@ def check(folder: Path) -> dict:
 
     Raises:
         Mismatch: with one line.
-        Missing: RobustBench is needed and not there.
+        Missing: RobustBench is needed and not there, or the weights or the images are not; all else was checked.
     """
     spec = json.loads((folder / "verification.json").read_text())
     written = " or ".join(map(str, FORMATS))
     _expect(spec["format"] in FORMATS, f"format {written}", spec["format"], "use the verify.py of the same bundle")
-    check_sums(folder, spec)
+    elsewhere = check_sums(folder, spec)
+    if elsewhere:
+        check_model_info(folder, spec, spec["clean"]["correct"], spec["robust"]["n_examples"])
+        raise Missing(
+            f"expected {', '.join(elsewhere)}, got no such file: this copy of the folder comes without; the rest is as "
+            "listed; put it in its place, or train such a model anew as README.md says"
+        )
     device = _prepare(spec)
     with np.load(folder / "verification.npz", allow_pickle=False) as stored:
         arrays = {name: np.asarray(stored[name]) for name in stored.files if name != "attack_names"}
@@ -169,17 +176,23 @@ def check(folder: Path) -> dict:
     }
 
 
-def check_sums(folder: Path, spec: dict) -> None:
+def check_sums(folder: Path, spec: dict) -> list:
+    """Each file is the listed one; returns, with their sums, those of the large ones that are not here."""
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     # Other files may lie in the folder (__pycache__, notes), but none of ours may have left the list.
     papers = PAPERS[1] if spec["format"] == 1 else (*PAPERS[spec["target"]], spec["network"], spec["safetensors"])
     missing = {*ALWAYS, *papers, spec["weights"], spec["model_info"]} - listed.keys()
     _expect(not missing, "every file in SHA256SUMS", f"no {', '.join(sorted(missing))}", "export again")
+    large, elsewhere = (spec["weights"], spec.get("safetensors"), "verification.npz"), []
     for name, digest in listed.items():
         path = folder / name
+        if name in large and not path.exists():
+            elsewhere.append(f"{name} with SHA-256 {digest}")
+            continue
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         _expect(found == digest, f"{name} with SHA-256 {digest[:12]}…", f"{found[:12]}", "the file was changed")
+    return elsewhere
 
 
 def check_inside(x: torch.Tensor, x_adv: torch.Tensor, norm: str, eps: float) -> None:

@@ -36,8 +36,8 @@ class Receipt:
 def receipts_in(folder: Path, experiments: Sequence[str]) -> tuple[dict[str, list[Receipt]], list[Receipt]]:
     """The records by the recipe that they are receipts of, and the others.
 
-    A record is the receipt of a recipe when its command runs that recipe and changes nothing but the seed and what
-    does not matter for the result (see `run_directory.CIRCUMSTANCES`).
+    A record is the receipt of a recipe when its command runs that recipe and changes nothing but the seed, what does
+    not matter for the result (see `run_directory.CIRCUMSTANCES`), and the evaluation, which a record states itself.
 
     Args:
         folder: holds the records, written by scripts/record.py; files of another form are passed over.
@@ -54,12 +54,13 @@ def receipts_in(folder: Path, experiments: Sequence[str]) -> tuple[dict[str, lis
 
 
 def experiment_of(command: str) -> str | None:
-    """The recipe that a command line runs as it stands; None when it changes the recipe, or runs none."""
+    """The recipe that a command line trains by as it stands; None when it changes the recipe, or runs none."""
     words = dict(
         word.lstrip("+~").split("=", 1) for word in overrides_of(with_default_experiment(shlex.split(command)))
     )
     name = words.pop("experiment", None)
-    changed = [key for key in words if key != "seed" and not is_circumstance(key)]
+    free = ("seed", "eval")
+    changed = [key for key in words if key.partition(".")[0] not in free and not is_circumstance(key)]
     return None if changed else name
 
 

@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = "Attack, loss, loader, evaluation (logarithmic)"
-EXACT, OTHER, MARK = LIGHT.robust, LIGHT.clean, LIGHT.warning
+EXACT, OTHER, MARK, COARSER, THEIRS = LIGHT.robust, LIGHT.clean, LIGHT.warning, LIGHT.extra, LIGHT.muted
+ON_CPU = {EXACT: "float32", OTHER: "bfloat16 autocast, opt-in"}
+ON_GPU = {EXACT: "float32", COARSER: "TF32", OTHER: "bfloat16 autocast", THEIRS: "published, other settings"}
 Bar = tuple[str, dict[str, Any], float | None, str]  # label, ratio and range, wanted, colour
 
 
 def ladder(records: Records) -> bytes | None:
     """On a CPU: training steps against the published way, then everything else on a logarithmic scale."""
-    return _ladder({**step_bars(records.ratios), **part_bars(records)}, "One CPU thread: times as fast as others")
+    groups = {**step_bars(records.ratios), **part_bars(records)}
+    return _ladder(groups, "One CPU thread: times as fast as others", ON_CPU)
 
 
 def gpu_ladder(records: Records) -> bytes | None:
     """On GPUs: training steps against the published way."""
-    return _ladder(gpu_bars(records), "GPU: times as fast as the published step")
+    return _ladder(gpu_bars(records), "GPU: times as fast as the published step in float32", ON_GPU)
 
 
-def _ladder(groups: dict[str, list[Bar]], title: str) -> bytes | None:
+def _ladder(groups: dict[str, list[Bar]], title: str, colours: dict[Any, str]) -> bytes | None:
     if not groups:
         return None
     from matplotlib.figure import Figure
@@ -42,7 +45,8 @@ def _ladder(groups: dict[str, list[Bar]], title: str) -> bytes | None:
         axes = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, (name, bars) in zip(axes, groups.items(), strict=True):
             _bars(ax, name, bars)
-        _ladder_legend(figure, {bar[-1] for bars in groups.values() for bar in bars})
+        shown = {bar[-1] for bars in groups.values() for bar in bars}
+        _ladder_legend(figure, {colour: words for colour, words in colours.items() if colour in shown})
         return png(figure, digest(groups))
 
 
@@ -83,18 +87,29 @@ def part_bars(records: Records) -> dict[str, list[Bar]]:
 
 
 def gpu_bars(records: Records) -> dict[str, list[Bar]]:
-    """Of each case of each record that was timed beside the published step."""
+    """Of each case of each record: the rungs that passed and were timed beside the published step, with their MFU."""
     groups: dict[str, list[Bar]] = {}
-    for record in records.gpu.values():
+    titles = [title for record in records.gpu.values() for title in record["cases"]]
+    for name, record in records.gpu.items():
         for title, case in record["cases"].items():
-            mark = gpu.mark_of(title)
+            mark, unique = gpu.mark_of(title), titles.count(title) == 1
             for rung, one in case.get("rungs", {}).items():
                 found = one.get("times_as_fast_as", {}).get(gpu.RIVAL)
-                if found is not None and not rung.startswith("published"):
-                    figures = {"ratio": found["median"], "range": found["range"]}
-                    bars = groups.setdefault(title, [])
-                    bars.append((rung, figures, mark[0] if mark else None, EXACT))
+                if found is None or rung == gpu.RIVAL or one["status"] != "timed":
+                    continue
+                figures = {"ratio": found["median"], "range": found["range"]}
+                label = rung if one.get("mfu") is None else f"{rung} (MFU {one['mfu']:.1%})"
+                colour = _colour(rung)
+                bars = groups.setdefault(title if unique else f"{title} ({name})", [])
+                bars.append((label, figures, mark[0] if mark and colour != THEIRS else None, colour))
     return groups
+
+
+def _colour(rung: str) -> Any:
+    """By the numbers that a rung of the GPU script computes with."""
+    if rung.startswith("published"):
+        return THEIRS
+    return {"float32, contiguous": EXACT, "+ channels_last": EXACT, "+ tf32": COARSER}.get(rung, OTHER)
 
 
 def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
@@ -113,7 +128,7 @@ def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
             va="center",
             fontsize=9,
             fontweight="bold",
-            color=LIGHT.ground if bars[place][-1] == EXACT else LIGHT.ink,
+            color=LIGHT.ground if bars[place][-1] in (EXACT, THEIRS) else LIGHT.ink,
         )
     ax.set_yticks(places, [label for label, *_ in bars], fontsize=9)
     ax.tick_params(axis="x", labelsize=9)
@@ -139,16 +154,17 @@ def _plain(axis: Any, at: tuple[int, ...] = (1,)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _ladder_legend(figure: "Figure", colours: set[str]) -> None:
+def _ladder_legend(figure: "Figure", colours: dict[Any, str]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Line2D([], [], color=LIGHT.ink, linewidth=1.2, label="range over the rounds")]
     handles.append(Line2D([], [], color=MARK, linewidth=2.4, label="wanted"))
-    if OTHER in colours:
-        handles.append(Patch(color=EXACT, label="float32"))
-        handles.append(Patch(color=OTHER, label="bfloat16 autocast, opt-in"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    if len(colours) > 1:
+        handles += [Patch(color=colour, label=words) for colour, words in colours.items()]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) <= 4 else 3, fontsize=8
+    )
 
 
 def roofline(records: Records) -> bytes | None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor
 
-from advtrain.attacks import norms
+from advtrain.attacks import PGD, norms
 from advtrain.attacks.norms import L1, NORMS, norm_named
 
 
@@ -55,6 +55,32 @@ def test_l1_projection_without_the_box(eps: float) -> None:
     middle = torch.full_like(perturbation, 0.5)
     expected = L1().inside(middle, middle + perturbation, eps) - middle
     torch.testing.assert_close(L1().project(perturbation, eps), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", (1, 2, 3, 8, 37))
+def test_sums_by_doubling(numbers: int) -> None:
+    rows = torch.randint(-50, 50, (4, numbers), generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(norms.doubling_sums(rows), rows.cumsum(1))  # whole numbers: no rounding
+
+
+@pytest.mark.gpu
+def test_l1_in_a_deterministic_run_on_a_gpu() -> None:
+    """Where PyTorch refuses its own running sums: the images of a CPU, and the same bits twice."""
+    x, slope = images(6, 0, edges=True), images(6, 3) - 0.5
+    attack = PGD(norm="l1", eps=2.0, steps=3, init="none")
+
+    def found(device: str) -> Tensor:
+        weights = slope.to(device)
+        return attack(lambda z: (weights * (z - 0.3).sin()).flatten(1).sum(1), x.to(device)).cpu()
+
+    expected = found("cpu")
+    try:
+        torch.use_deterministic_algorithms(True)
+        first, second = found("cuda"), found("cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("length", (0.0, 0.4, 3.0, 50.0))

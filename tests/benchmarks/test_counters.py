@@ -23,6 +23,7 @@ from benchmarks import compiled_graphs, counters, formulas
 from benchmarks.counting import Counter, SavedForBackward
 from benchmarks.formulas import Passes
 from tests.conftest import CHECKOUT
+from tests.waits import nothing_waits
 
 
 def broken(record: dict[str, Any]) -> list[str]:
@@ -225,11 +226,8 @@ def test_a_step_on_a_gpu_never_waits(name: str) -> None:
     step = counters.lean_step(name, model, images=4)
     x, y = (tensor.cuda() for tensor in counters.batch_of("preact_resnet_small", 4))
     step(x, y, 2)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         step(x, y, 2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_record_is_what_the_formulas_derive() -> None:

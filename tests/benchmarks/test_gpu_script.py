@@ -1,6 +1,7 @@
 """The GPU script, as far as a CPU can tell: its arithmetic, what it does with rungs that fail, and a whole run."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -58,6 +59,17 @@ class Steady:
 
     def seconds(self, work: Any, times: int = 1) -> float:
         return work()
+
+
+class SteadyBy(Steady):
+    """Takes the step, and says what `seconds` has for the rung, or 1 s."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    def seconds(self, work: Any, times: int = 1) -> float:
+        work()
+        return self._seconds.get(work.rung.name, 1.0)
 
 
 # Arithmetic
@@ -172,6 +184,11 @@ def test_parity_by_hand() -> None:
     assert "no finite number" in str(verdict(Rung("x"), {"cosine": None}))
 
 
+def test_every_rung_has_its_turn_to_be_built() -> None:
+    assert sorted(gpu_rungs.ORDER) == sorted(rung.name for rung in LADDER)
+    assert sorted(gpu_rungs.SHORT_ORDER) == sorted(rung.name for rung in LADDER if rung.short)
+
+
 def test_signs_of_tiny_gradients_do_not_count() -> None:
     gradient = torch.tensor([1.0, 1.0, 1e-4, -1e-4])
     reference = Look(gradient, gradient.sign(), gradient.sign(), torch.ones(1))
@@ -218,6 +235,22 @@ def test_switches_of_a_precision(precision: str, convolutions: bool, products: b
     assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark) == before
 
 
+def test_a_small_network_lies_where_it_is_asked_for() -> None:
+    assert next(gpu_cases.network(toy(), True, torch.device("meta")).parameters()).device.type == "meta"
+
+
+def test_turns_keep_the_collector_out_and_bring_it_back() -> None:
+
+    seen: list[bool] = []
+
+    def works() -> float:
+        seen.append(gc.isenabled())
+        return 1.0
+
+    take_turns(Entrants({"one": works}, {"one": 1.0}), Steady(), Effort(1, 1, 0.0), FAR, lambda number: None)
+    assert seen == [False] and gc.isenabled()
+
+
 # A case
 
 
@@ -246,16 +279,52 @@ def test_a_case_on_a_cpu() -> None:
     # Something was on the disk after each rung and each round.
     assert len(saved) >= len(LADDER) + 2
     assert json.loads(saved[-3])["rounds"] == 1
-    assert "trades: " in gpu_table.recommendation(record) and "× published, float32" in gpu_table.recommendation(record)
+    advice = gpu_table.recommendation(record)
+    assert "trades, batch 4: " in advice and "× published, float32" in advice
 
 
-def test_a_rung_that_fails_parity_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rung_that_fails_parity_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it is the fastest by far; its time stands beside how far it is off."""
     monkeypatch.setitem(gpu_rungs.GATES, "bf16", {"cosine": 1.1, "sign_agreement": 0.0, "weights_relative_l2": 1.0})
     record: dict[str, Any] = {}
-    race(record).run(FAR, {})
+    run = race(record)
+    monkeypatch.setattr(run, "clock", SteadyBy({"+ bf16": 1e-3}))
+    run.run(FAR, {})
     failed = record["rungs"]["+ bf16"]
-    assert failed["status"].startswith("failed parity: cosine") and "images_per_second" not in failed
+    assert failed["status"].startswith("failed parity: cosine") and failed["images_per_second"] == 4000
+    assert record["noise"]["of"] != "+ bf16" and gpu_table.fastest(record["rungs"]) not in ("+ bf16", None)
+    assert "bf16" not in gpu_table.recommendation(record)
     assert record["rungs"][REFERENCE]["mfu"] is None  # no ceiling was measured
+
+
+def test_a_rung_without_finite_numbers_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_race, "verdict", lambda rung, parity: "nan" if rung.name == "+ bf16" else None)
+    monkeypatch.setattr(gpu_race, "compared", lambda look, reference: {"cosine": None})
+    record: dict[str, Any] = {}
+    race(record).run(FAR, {})
+    assert record["rungs"]["+ bf16"]["status"] == "failed parity: nan"
+    assert "images_per_second" not in record["rungs"]["+ bf16"]
+
+
+def test_what_the_conclusion_rests_on_may_take_the_time_of_later_cases() -> None:
+    """No time is left to the case itself: the essential rungs are built and timed, the others are not."""
+    record: dict[str, Any] = {}
+    race(record).run(Deadline(time.monotonic() - 1), {}, FAR)
+    status = {name: found["status"] for name, found in record["rungs"].items()}
+    assert status[REFERENCE] == status["published, float32"] == status["+ bf16"] == "timed"
+    assert status["+ channels_last"] == "left out: no time"
+
+
+def test_a_batch_that_nobody_published_has_no_rival() -> None:
+    case = next(case for case in gpu_cases.selected(["preact_resnet_18"], True) if not case.rivals)
+    record: dict[str, Any] = {}
+    effort = Effort(rounds=1, least_rounds=1, block_seconds=0.001)
+    Race(case, CPU, toy=True, clock=ProcessTime(), effort=effort, record=record, save=lambda: None).run(FAR, {})
+    timed = {name: found for name, found in record["rungs"].items() if found["status"] == "timed"}
+    assert timed.keys() == {REFERENCE, "+ bf16"} and "changes the mathematics" in record["remark"]
+    assert all(found["times_as_fast_as"].keys() == {REFERENCE} for found in timed.values())
+    names = [case.name for case in gpu_cases.selected(["preact_resnet_18"], True)]
+    assert len(set(names)) == len(names) == 3
 
 
 def test_a_rung_that_does_not_fit_is_named_and_the_next_ones_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,11 +392,11 @@ main()
 """
 
 
-def command(*words: str) -> subprocess.CompletedProcess:
+def command(*words: str, **folders: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", RUN, "gpu", *words],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **folders},
         capture_output=True,
         text=True,
         timeout=280,
@@ -337,18 +406,29 @@ def command(*words: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_the_whole_script_at_toy_size(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "gpu.json"
-    done = command(str(out), "--toy", "--device", "cpu", "--models", "preact_resnet_18")
+    words = ("--toy", "--device", "cpu", "--models", "preact_resnet_18")
+    folders = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "a"), "TRITON_CACHE_DIR": str(tmp_path / "b")}
+    warm = command(str(tmp_path / "warm.json"), *words, "--warm-up", **folders)
+    assert warm.returncode == 0, warm.stderr[-3000:]
+    built = list(json.loads((tmp_path / "warm.json").read_text())["warm_up"].values())
+    assert [one["status"] for one in built] == ["built", "built"]
+    assert built[0]["compile_cache"]["graphs_built"] > 0
+
+    done = command(str(out), *words, **folders)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(out.read_text())
     for name in ("command", "git_commit", "seed", "hardware", "versions", "measured", "state"):
         assert name in record
     assert record["hardware"]["gpu"] is None and record["toy"]
-    assert [case["status"] for case in record["cases"].values()] == ["done", "done"]
+    assert [case["status"] for case in record["cases"].values()] == ["done", "done", "done"]
     first = next(iter(record["cases"].values()))
+    for name in ("+ compile=model", "+ compile=step"):  # read from the disk, where another process wrote them
+        read = first["rungs"][name]["compile_cache"]
+        assert read["graphs_read"] > 0 and read.keys() <= {"graphs_read", "traces_read"}
     assert {first["rungs"][name]["status"] for name in ("+ compile=model", "+ compile=step")} == {"timed"}
     assert record["ceilings"].keys() == {"before", "after"}
     assert record["classes"]["losses"].keys() == {"kl", "ikl", "ikl, published (pairs of classes)"}
-    assert len(record["recommendations"]) == 2
+    assert len(record["recommendations"]) == 3
     for word in ("images/s", "needs CUDA", "+ compile=step", "next bottleneck", "training step: ikl", "→ "):
         assert word in done.stdout
 
@@ -359,6 +439,7 @@ def test_the_whole_script_at_toy_size(tmp_path: Path) -> None:
         (("--models", "vgg"), "expected some of preact_resnet_18, wrn_34_10, resnet_50, got 'vgg'"),
         (("--only", "all"), "expected some of ceilings, ladders, classes, got 'all'"),
         (("--minutes", "0"), "expected a number above 0, got 0"),
+        (("--block-seconds", "-1"), "expected a number above 0, got -1"),
         (("--device", "cpu"), "expected a CUDA GPU, got none; --toy"),
     ),
 )

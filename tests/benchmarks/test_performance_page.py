@@ -33,7 +33,23 @@ def gpu_record() -> dict[str, Any]:
     timed = {"status": "timed", "images_per_second": 9000.0, "useful_tflops": 210.0, "mfu": 0.31}
     timed |= {"times_as_fast_as": {gpu.RIVAL: {"median": 3.4, "range": [3.3, 3.5]}}, "parity": {"sign_agreement": 0.98}}
     rungs = {"+ bf16": timed, "+ CUDA graph": {"status": "failed: out of memory"}}
-    return {**HARDWARE, "cases": {"wrn_34_10, trades, 10 steps, batch 128": {"rungs": rungs}}}
+    rungs["+ tf32"] = {**timed, "status": "failed parity: cosine 0.9", "images_per_second": 7000.0}
+    rungs[gpu.RIVAL] = {**timed, "images_per_second": 2600.0}
+    shares = {"gaps between kernels": 0.6, "copies": 0.4}
+    profile = {"of": "+ bf16", "shares": shares, "milliseconds_per_step": 14.2, "next_bottleneck": "gaps: replay"}
+    case = {"rungs": rungs, "rounds": 7, "noise": {"of": "+ bf16", "a_to_a": {"range": [0.99, 1.01]}}}
+    large = {"rungs": {"+ bf16": {**timed, "times_as_fast_as": {}}}, "remark": "other mathematics"}
+    rate, loss = {"median": 760.0}, {"seconds": {"median": 1e-3}, "times_kl": {"median": 1.1, "range": [1.0, 1.2]}}
+    return {
+        **HARDWARE,
+        "ceilings": {"before": {"matrix_tflops": {"bf16": rate, "tf32": None}, "copy_tb_per_s": {"median": 4.2}}},
+        "classes": {"num_classes": 1000, "batch": 128, "losses": {"ikl": loss, "pairs": {"status": "failed: x"}}},
+        "cases": {
+            "wrn_34_10, trades, 10 steps, batch 128": {**case, "profile": profile},
+            "wrn_34_10, trades, 10 steps, batch 512": large,
+            "wrn_34_10, ikl, 10 steps, batch 128": {"status": "left out: no time"},
+        },
+    }
 
 
 def line(text: str, start: str) -> str:
@@ -110,12 +126,34 @@ def test_a_gpu_record_has_its_ladder_and_bars(tmp_path: Path) -> None:
     (tmp_path / "gpu_other.json").write_text("{}")
     records = Records.read(tmp_path)
     text = gpu.ladders(records)
-    assert "3.40 (3.30 to 3.50)" in line(text, "+ bf16") and "31.0%" in line(text, "+ bf16")
-    assert "failed: out of memory" in line(text, "+ CUDA graph")
-    assert "wanted 3 times the published step, hoped for 5" in text and "gpu_h200.json" in text
+    ladder, large = text.split("batch 512**")
+    assert "3.40 (3.30 to 3.50)" in line(ladder, "+ bf16") and "31.0%" in line(ladder, "+ bf16")
+    assert "failed: out of memory" in line(ladder, "+ CUDA graph")
+    assert "7,000" in line(ladder, "+ tf32") and "failed parity: cosine 0.9" in line(ladder, "+ tf32")
+    assert "wanted 3 times the published step, hoped for 5, at an MFU of 35%" in ladder and "wanted" not in large
+    for words in (
+        "`bf16` against itself: 0.990 to 1.010, 7 rounds",
+        "gaps between kernels 60%",
+        "Next bottleneck: gaps",
+    ):
+        assert words in ladder
+    for words in (
+        "No rival: other mathematics",
+        "ikl, 10 steps, batch 128**: left out: no time",
+        "760 TFLOP/s in bf16",
+    ):
+        assert words in large
+    assert line(text, "loss alone, IKL") == "| loss alone, IKL | 1 | 1.10 (1.00 to 1.20) |  |  |"
+    assert "gpu_h200.json" in text and "performance_ladder_gpu.png" in text
     assert pictures.gpu_ladder(records) is not None
-    ((title, bars),) = pictures.gpu_bars(records).items()
-    assert title.startswith("wrn_34_10") and [bar[2] for bar in bars] == [3.0]
+    ((title, bars),) = pictures.gpu_bars(records).items()  # neither what failed nor what has no rival
+    assert title.startswith("wrn_34_10")
+    assert [(bar[0], *bar[2:]) for bar in bars] == [("+ bf16 (MFU 31.0%)", 3.0, pictures.OTHER)]
+
+
+def test_the_same_case_on_two_gpus_has_bars_of_both() -> None:
+    groups = pictures.gpu_bars(Records(gpu={"gpu_a": gpu_record(), "gpu_b": gpu_record()}))
+    assert [title.endswith(f"({name})") for title, name in zip(groups, ("gpu_a", "gpu_b"), strict=True)] == [True, True]
 
 
 def test_counters_show_both_ways() -> None:

@@ -76,9 +76,15 @@ def test_an_unknown_word_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("word", WORDS)
 def test_a_gpu_draws_the_same(word: str) -> None:
-    """Rounding may differ in a few pixels of torchvision's kernels; places, choices and rectangles may not."""
+    """Rounding may move a few pixels of torchvision's kernels to the next level, or to their neighbour's; places,
+    choices and rectangles may not differ: one image of 64 that is another has 1.5 % of all pixels."""
     images, augment = random_images(64), augmentation(word, padding=2, cutout_size=4)
     on_gpu = augment(images.cuda(), seeded_generator(0))
     on_cpu = augment(images, seeded_generator(0))
     assert on_gpu.is_cuda
-    assert (on_gpu.cpu() != on_cpu).float().mean() < (1e-3 if "augment" in word or "idbh" in word else 1e-9)
+    apart = (on_gpu.cpu().int() - on_cpu.int()).abs()
+    if "augment" in word or "idbh" in word:
+        assert (apart > 1).float().mean() < 4e-3
+        assert (apart > 0).float().mean() < 2e-2
+    else:
+        assert not apart.any()

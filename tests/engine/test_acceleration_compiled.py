@@ -1,5 +1,6 @@
 """What is compiled: as few graphs as there are shapes and modes, no gradient that nobody uses, and clear ends."""
 
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,14 @@ def test_errors_that_are_no_fault_of_compilation_stay_what_they_are(monkeypatch:
     monkeypatch.setattr(compiled, "BACKEND", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         attacked_by(lambda model: lambda x: model(x).sum(1), STEP)
+
+
+def test_no_advice_to_use_tf32() -> None:
+    """PyTorch gives it for float32 products on a GPU; they are what trainer.precision asks for."""
+    advice = "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. Consider"
+    with pytest.raises(UserWarning):
+        warnings.warn(advice, stacklevel=1)
+    compiled.compiled(compiled.call, fullgraph=False)
+    warnings.warn(advice, stacklevel=1)
+    with pytest.raises(UserWarning):
+        warnings.warn("something else", stacklevel=1)

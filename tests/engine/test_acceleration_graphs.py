@@ -1,5 +1,7 @@
 """Recorded attacks: what is copied in and out, when something is recorded anew; on a GPU the real thing."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,7 @@ def test_a_cuda_graph_casts_the_weights_of_the_moment(gpu: torch.device) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("compile", ("off", "model", "step"))
 def test_training_with_cuda_graphs_is_the_same(
     compile: str, gpu: torch.device, tmp_path: Path, traceable: None
@@ -260,8 +263,24 @@ def test_training_with_cuda_graphs_is_the_same(
     )
 
 
+WAITING = """
+import torch
+from advtrain.engine.acceleration.graphs import CudaGraphs
+from advtrain.types import SettingError
+
+gpu = torch.device("cuda", 0)
+x, before = torch.ones(3, device=gpu), torch.cuda.current_stream()
+try:
+    CudaGraphs(gpu)(lambda: (x * x.sum().item(),))
+except SettingError as error:
+    assert torch.cuda.current_stream() == before, "the stream of the recording is still the current one"
+    print(error, flush=True)
+"""
+
+
 @pytest.mark.gpu
-def test_waiting_for_the_device_ends_in_one_line(gpu: torch.device) -> None:
-    x = torch.ones(3, device=gpu)
-    with pytest.raises(SettingError, match=r"trainer.cuda_graph: expected an attack that can be recorded, got"):
-        CudaGraphs(gpu)(lambda: (x * x.sum().item(),))
+def test_waiting_for_the_device_ends_in_one_line() -> None:
+    """In a process of its own, since a recording that failed leaves CUDA's random numbers out of order there."""
+    child = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=120)
+    assert child.stdout.count("\n") == 1, child.stderr[-3000:]
+    assert child.stdout.startswith("trainer.cuda_graph: expected an attack that can be recorded, got ")

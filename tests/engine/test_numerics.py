@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advtrain.attacks import PGD
 from advtrain.config import TrainerSettings
 from advtrain.engine import NoPerturbation
+from advtrain.engine.acceleration.parity import judge
 from advtrain.engine.numerics import Numerics, check_numerics, numerics
 from advtrain.evaluation.modes import exact_float32
 from advtrain.losses import TRADES
@@ -131,3 +132,30 @@ def test_tf32_rounds_and_fp32_does_not() -> None:
         assert torch.nn.functional.conv2d(images, kernels)[0, 0, 0, 0].item() == 1024.25
     with Numerics(device, tf32=True).products():
         assert (a @ torch.ones_like(a))[0, 0].item() == 1024
+
+
+class Watched(nn.Module):
+    """Notes at each pass of so many images whether cuDNN tries its kernels out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.seen = network(norm=True), list[tuple[int, bool, bool]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((len(x), torch.is_autocast_enabled("cpu"), CUDNN.benchmark))
+        return self.body(x)
+
+
+def test_the_gate_tries_kernels_out_for_the_passes_of_the_run_alone(tmp_path: Path) -> None:
+    """What is judged are bfloat16's numbers on a part of the batch, then the run's own passes on all of it."""
+    kept, CUDNN.benchmark = CUDNN.benchmark, True
+    try:
+        model = Watched()
+        run = trainer(tmp_path, model, precision="bf16")
+        assert model.seen and not any(tries for _, _, tries in model.seen)
+        model.seen.clear()
+        judge(run._subject().scene(run.numerics), run.step.passes, run.numerics)
+        assert {(bfloat16, tries) for _, bfloat16, tries in model.seen} == {(False, False), (True, True)}
+        assert CUDNN.benchmark
+    finally:
+        CUDNN.benchmark = kept

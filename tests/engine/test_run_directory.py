@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from advtrain.engine import run_directory
 from advtrain.engine.loggers import MetricsFile
-from advtrain.engine.run_directory import claim, run_name
+from advtrain.engine.run_directory import claim, git_commit, provenance, run_name
 from advtrain.types import SettingError
 
 CHOICES = {"experiment": "quickstart", "data": "digits", "model": "small_cnn", "attack": "pgd", "loss": "ikl"}
@@ -61,3 +62,31 @@ def test_metrics_of_steps_that_are_taken_again_are_dropped(tmp_path: Path) -> No
     file = MetricsFile(path, resume_step=2)
     file.log(3, {"loss": 1.5})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
+
+
+def test_the_commit_of_a_copy_without_git_is_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "advtrain" / "engine" / "run_directory.py"))
+    monkeypatch.delenv("ADVTRAIN_COMMIT", raising=False)
+    assert git_commit() is None
+    monkeypatch.setenv("ADVTRAIN_COMMIT", " c0ffee\n")
+    assert git_commit() == "c0ffee" and provenance()["git_commit"] == "c0ffee"
+    monkeypatch.setenv("ADVTRAIN_COMMIT", "")
+    assert git_commit() is None
+
+
+def test_a_checkout_knows_its_commit_better_than_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless git cannot tell: here the folder is no repository."""
+
+    class Described:
+        stdout = "0123abc-dirty\n"
+
+    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "advtrain" / "engine" / "run_directory.py"))
+    monkeypatch.setenv("ADVTRAIN_COMMIT", "c0ffee")
+    (tmp_path / ".git").mkdir()
+    assert git_commit() == "c0ffee"
+    monkeypatch.setattr(run_directory.subprocess, "run", lambda *_, **__: Described())
+    assert git_commit() == "0123abc-dirty"

@@ -188,7 +188,8 @@ def test_a_sharded_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The same under NCCL, whose streams a CPU does not have."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    store, gpu = dist.TCPStore("localhost", 0, 1, is_master=True), torch.device("cuda", 0)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=gpu)
     try:
         compare_in_one_process(tmp_path, "cuda", 1e-6)
     finally:

@@ -45,9 +45,8 @@ def run(evaluated: Evaluated, unverified: None) -> Any:
     state = {"averaged": made.model.state_dict(), "position": {"epoch": 4, "best_epoch": 3, "seconds": 90.04}}
     for name in ("best", "last"):
         checkpoints.save(made.folder / "run" / "checkpoints" / f"{name}.pt", state)
-    (made.folder / "run" / "config.yaml").write_text(
-        yaml.safe_dump({**CONFIG, "provenance": {"git_commit": "abc", "hardware": {"cores": 2}}})
-    )
+    provenance = {"git_commit": "abc", "hardware": {"cores": 2}, "command": "advtrain data=digits data.root=/home/me/x"}
+    (made.folder / "run" / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "provenance": provenance}))
     write(made, made.folder / "run", {"run": "run", "checkpoint": "best", "seed": 3})
     return made
 
@@ -75,12 +74,14 @@ def test_a_run(run: Any) -> None:
     assert recipe["training"] == {
         "git_commit": "abc",
         "hardware": {"cores": 2},
+        "command": "advtrain data=digits data.root=/datasets",
         "epochs": 4,
         "seconds": 90.0,
         "checkpoint": "best (epoch 3)",
     }
     assert recipe["model"] == CONFIG["model"] and recipe["seed"] == 3
     assert next(bundle.rglob("*.pt")).name == "Author2026Robust_SmallCNN.pt"  # what the run's own settings said
+    assert "- training command: advtrain data=digits data.root=/datasets\n" in (bundle / "README.md").read_text()
     assert "CC0" in (bundle / "LICENSE").read_text()
     bundle = export(run.folder / "run", venue="NeurIPS 2027")
     assert next(bundle.rglob("*.pt")).name == "Author2027Robust_SmallCNN.pt"
@@ -119,6 +120,14 @@ def test_the_card_of_format_1_is_read_up_to_the_end_of_its_block(tmp_path: Path)
     card = '# X\n\n## Recipe\n\n```json\n{"seed": 5}\n```\n\n## Evaluation\n\n```json\n{"clean": 1}\n```\n'
     (tmp_path / "README.md").write_text(card)
     assert publish.bundle_recipe(tmp_path) == ({"seed": 5}, {})
+
+
+def test_a_bundle_that_comes_without_its_weights(run: Any) -> None:
+    bundle, folder = export(run.folder / "run"), run.folder / "again"
+    write(run, folder, {"model": str(bundle), "checkpoint": "best"})
+    next(bundle.rglob("*.pt")).unlink()
+    with pytest.raises(SettingError, match=r"expected the weights .*\.pt, got a bundle that comes without"):
+        export(folder)
 
 
 def test_a_source_that_is_not_there(run: Any, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A bundle verifies where advtrain does not exist, and one that was changed does not."""
 
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from advtrain.export import VerificationError, verify_bundle, verify_script
+from advtrain.export import CannotVerify, VerificationError, verify_bundle, verify_script
 from advtrain.export.bundle import write_sums
 from advtrain.export.weights import save_weights
 
@@ -109,6 +111,48 @@ def test_an_edited_check_proves_nothing(evaluated: Evaluated) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="not a folder"):
         verify_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pattern", ["models/**/*.pt", "models/**/*.safetensors", "verification.npz"])
+def test_a_large_file_that_is_kept_elsewhere(evaluated: Evaluated, here: Callable[[Path], dict], pattern: str) -> None:
+    bundle = evaluated().export()
+    (large,) = bundle.directory.glob(pattern)
+    digest = hashlib.sha256(large.read_bytes()).hexdigest()
+    kept = large.rename(bundle.directory.parent / large.name)
+    name = re.escape(large.relative_to(bundle.directory).as_posix())
+    found = rf"expected {name} with SHA-256 {digest}, got no such file"
+    with pytest.raises(verify_script.Missing, match=rf"^{found}: this copy .* README\.md says$"):
+        here(bundle.directory)
+    info = bundle.model_info.read_text()
+    bundle.model_info.write_text(json.dumps(json.loads(info) | {"clean_acc": "99.00"}))
+    with pytest.raises(verify_script.Mismatch, match=r"\.json with SHA-256"):  # what is here is checked all the same
+        here(bundle.directory)
+    sums = bundle.directory / "SHA256SUMS"
+    changed = hashlib.sha256(bundle.model_info.read_bytes()).hexdigest()
+    sums.write_text(sums.read_text().replace(hashlib.sha256(info.encode()).hexdigest(), changed))
+    with pytest.raises(verify_script.Mismatch, match=r"expected clean_acc 88\.89, got 99\.00"):
+        here(bundle.directory)
+    write_sums(bundle.directory)
+    with pytest.raises(verify_script.Mismatch, match="every file in SHA256SUMS"):
+        here(bundle.directory)
+    bundle.model_info.write_text(info)
+    kept.rename(large)
+    write_sums(bundle.directory)
+    assert here(bundle.directory)["n_examples"] == 9
+
+
+def test_another_file_must_be_there(evaluated: Evaluated, here: Callable[[Path], dict]) -> None:
+    folder = evaluated().export().directory
+    (folder / "LICENSE").unlink()
+    with pytest.raises(verify_script.Mismatch, match=r"expected LICENSE with SHA-256 .*, got no file"):
+        here(folder)
+
+
+def test_the_fresh_process_says_so(evaluated: Evaluated) -> None:
+    bundle = evaluated().export()
+    bundle.weights.unlink()
+    with pytest.raises(CannotVerify, match=rf"^verification failed: expected models/.*/{bundle.model_id}\.pt with SHA"):
+        verify_bundle(bundle.directory)
 
 
 def test_other_weights(evaluated: Evaluated, here: Callable[[Path], dict]) -> None:

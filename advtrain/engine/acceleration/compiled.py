@@ -3,6 +3,7 @@
 Shapes are static: graphs for one shape are the fastest, and training has one batch size, or two with accumulation.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -117,6 +118,8 @@ def compiled(function: Callable, *, fullgraph: bool) -> Callable:
         function: without a closure.
         fullgraph: whether it must become one graph.
     """
+    # Float32 products without TF32 are asked for, by trainer.precision, and the advice to change that is misplaced.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, fullgraph=fullgraph, dynamic=False, backend=BACKEND)
 

@@ -60,7 +60,7 @@ class CudaGraphs:
         Raises:
             SettingError: something in it cannot be recorded, such as waiting for the device.
         """
-        with torch.cuda.device(self._device), recording_clearly(), casts_recorded():
+        with torch.cuda.device(self._device), _stream_kept(), recording_clearly(), casts_recorded():
             self._warm_up(function)
             graph = torch.cuda.CUDAGraph()
             # Other threads (loaders, NCCL's watchdog) may go on calling CUDA meanwhile.
@@ -192,6 +192,13 @@ class _Batch:
         """The same objective of other tensors."""
         measure: Any = self._objective.measure
         return replace(self._objective, measure=replace(measure, **dict(zip(self._names, tensors, strict=True))))
+
+
+@contextmanager
+def _stream_kept() -> Iterator[None]:
+    """Goes back to the current stream also where recording fails: PyTorch then stays on that of the recording."""
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        yield
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from advtrain.engine.acceleration.passes import OFF, Passes
 from advtrain.engine.acceleration.scene import Scene, Seen, observe, untouched
 from advtrain.engine.batchnorm import batchnorm_layers, recompute_statistics
 from advtrain.engine.modes import attack_mode
-from advtrain.engine.numerics import Numerics
+from advtrain.engine.numerics import Numerics, untried_kernels
 from advtrain.types import Images
 
 # Unit roundoff u: half the distance from 1 to the next number. Of TF32 and bfloat16 that of the factors; sums are
@@ -128,10 +128,12 @@ def judge(scene: Scene, passes: Passes, numerics: Numerics) -> Verdict:
     exact = numerics.exact()
     try:
         with untouched(scene.model, scene.loss):
-            settle(scene.model, scene.x)
-            reference = observe(scene, Passes(scene.model, OFF), exact)
+            with untried_kernels():
+                settle(scene.model, scene.x)
+                reference = observe(scene, Passes(scene.model, OFF), exact)
             got = observe(scene, passes, numerics, reference)
-            found = _over_processes(figures(scene, reference, got, exact), scene.x.device)
+            with untried_kernels():
+                found = _over_processes(figures(scene, reference, got, exact), scene.x.device)
     except torch.OutOfMemoryError:  # float32 needs more memory than what the run was sized for
         if len(scene.x) // scene.rows.views < 2 * FEWEST:
             raise

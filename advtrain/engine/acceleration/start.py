@@ -22,7 +22,7 @@ from advtrain.engine.acceleration.parity import judge
 from advtrain.engine.acceleration.passes import OFF, Acceleration, Passes
 from advtrain.engine.acceleration.subject import Subject
 from advtrain.engine.execution import recorded_execution
-from advtrain.engine.numerics import Numerics
+from advtrain.engine.numerics import Numerics, untried_kernels
 from advtrain.engine.progress import console
 from advtrain.types import SettingError
 
@@ -110,7 +110,8 @@ def _judged(subject: Lazily, settings: TrainerSettings, numerics: Numerics) -> t
     why, record = "asked for" if settings.precision != "auto" else f"auto on {numerics.device.type}", None
     if numerics.word in GATED:
         own = subject()
-        verdict = judge(own.scene(numerics, IMAGES), Passes(own.model, OFF), numerics)
+        with untried_kernels():  # of a batch that the run never has again
+            verdict = judge(own.scene(numerics, IMAGES), Passes(own.model, OFF), numerics)
         record = verdict.record()
         if not verdict.passed:
             if settings.precision != "auto":

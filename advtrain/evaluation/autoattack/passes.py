@@ -94,14 +94,16 @@ class Compiled:
         if self._graphs:  # whoever has the last pass's logits or gradient has a copy: see `in_buckets`
             torch.compiler.cudagraph_mark_step_begin()
         # FAB differentiates a pass once for every class, which buffers given away would not outlast.
-        with functorch.patch("donated_buffer", False), _without_a_warning_of_the_compiler():
+        with functorch.patch("donated_buffer", False), _without_warnings_of_the_compiler():
             return self._through(self._calls[x.shape], x)
 
 
 @contextmanager
-def _without_a_warning_of_the_compiler() -> Iterator[None]:
-    """It asks what it is given for a `.grad`, which the images of an attack in the midst of a graph do not have."""
+def _without_warnings_of_the_compiler() -> Iterator[None]:
+    """It asks what it is given for a `.grad`, which the images of an attack in the midst of a graph do not have, and
+    advises TF32."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # verdicts are of exact float32
         warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
         yield
 

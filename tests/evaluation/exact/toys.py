@@ -65,15 +65,24 @@ def toy(classes: int = 6, shape: tuple[int, int, int] = (3, 10, 10), n: int = 20
 
 def robust_model(real_data: Path, n: int) -> Toy:
     """The published CPU model and real images that it classifies correctly."""
+    model, (x, y) = published_model(), first_images(real_data, 3 * n)
+    right = model(x).argmax(1) == y
+    return Toy(model, x[right][:n].contiguous(), y[right][:n])
+
+
+def published_model() -> nn.Module:
+    """The published CPU model for CIFAR-10."""
     weights = CHECKOUT / "checkpoints/cifar10_cpu/models/cifar10/Linf/Advtrain2026_cifar10_cpu.pt"
     model = SmallPreActResNet(num_classes=10).eval().requires_grad_(False)
     model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
+    return model
+
+
+def first_images(real_data: Path, n: int) -> tuple[Tensor, Tensor]:
+    """CIFAR-10's first `n` test images and their labels, from the one file that holds them."""
     with open(real_data / "cifar-10-batches-py" / "test_batch", "rb") as file:
         batch = pickle.load(file, encoding="bytes")
-    x = torch.tensor(batch[b"data"][: 3 * n]).view(-1, 3, 32, 32) / 255
-    y = torch.tensor(batch[b"labels"][: 3 * n])
-    right = model(x).argmax(1) == y
-    return Toy(model, x[right][:n].contiguous(), y[right][:n])
+    return torch.tensor(batch[b"data"][:n]).view(-1, 3, 32, 32) / 255, torch.tensor(batch[b"labels"][:n])
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
