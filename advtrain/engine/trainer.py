@@ -130,6 +130,8 @@ class Trainer:
             with self._stop.listening(), progress.shown(), self.numerics.products():
                 while self.position.epoch < self.settings.epochs:
                     self._train_epoch(self.position.epoch + 1, progress, metrics)
+                if self._stop.must_stop(self.position.step):  # it came after the last step: no evaluation then
+                    raise Interrupted(self._stop.number)
         finally:
             if metrics is not None:
                 self.parts.logger.finish()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advtrain.engine import checkpoints
+from advtrain.engine import Interrupted, checkpoints
+from tests.engine.toy import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,6 +105,19 @@ def test_a_stopped_run_ends_bit_equal(number: signal.Signals, uninterrupted: Pat
         for place in (run, uninterrupted)
     ]
     assert strip[0] == strip[1]
+
+
+def test_a_signal_after_the_last_step_stops_the_run_before_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path, epochs=1)
+    monkeypatch.setattr(run, "_validate", lambda *_: bool(signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        run.fit()
+    assert stopped.value.exit_code == 143
+    assert checkpoints.load(run.last_path)["position"]["epoch"] == 1
+    again = trainer(tmp_path, epochs=1)
+    assert again.fit().epoch == 1  # nothing is left to train, and nobody asks to stop
 
 
 @pytest.mark.slow
