@@ -19,6 +19,7 @@ PARTS = "Attack, loss, loader, evaluation (logarithmic)"
 EXACT, OTHER, MARK, COARSER, THEIRS = LIGHT.robust, LIGHT.clean, LIGHT.warning, LIGHT.extra, LIGHT.muted
 ON_CPU = {EXACT: "float32", OTHER: "bfloat16 autocast, opt-in"}
 ON_GPU = {EXACT: "float32", COARSER: "TF32", OTHER: "bfloat16 autocast", THEIRS: "published, other settings"}
+BESIDE = ("× float32", "× tuned", "MFU")  # columns at the right of bars that have words for them
 Bar = tuple[str, dict[str, Any], float | None, str]  # label, ratio and range, wanted, colour
 
 
@@ -87,7 +88,11 @@ def part_bars(records: Records) -> dict[str, list[Bar]]:
 
 
 def gpu_bars(records: Records) -> dict[str, list[Bar]]:
-    """Of each case of each record: the rungs that passed and were timed beside the published step, with their MFU."""
+    """Of each case of each record: the rungs that passed and were timed beside the published step.
+
+    A published way is shown also where it failed the parity gate, and is marked so: without a fast rival ours would
+    look better than it is.
+    """
     groups: dict[str, list[Bar]] = {}
     titles = [title for record in records.gpu.values() for title in record["cases"]]
     for name, record in records.gpu.items():
@@ -95,14 +100,21 @@ def gpu_bars(records: Records) -> dict[str, list[Bar]]:
             mark, unique = gpu.mark_of(title), titles.count(title) == 1
             for rung, one in case.get("rungs", {}).items():
                 found = one.get("times_as_fast_as", {}).get(gpu.RIVAL)
-                if found is None or rung == gpu.RIVAL or one["status"] != "timed":
+                colour, passed = _colour(rung), one["status"] == "timed"
+                if found is None or rung == gpu.RIVAL or not (passed or colour == THEIRS):
                     continue
-                figures = {"ratio": found["median"], "range": found["range"]}
-                label = rung if one.get("mfu") is None else f"{rung} (MFU {one['mfu']:.1%})"
-                colour = _colour(rung)
+                figures = {"ratio": found["median"], "range": found["range"], "beside": _beside(one, found)}
+                label = rung if passed else f"{rung} (failed parity)"
                 bars = groups.setdefault(title if unique else f"{title} ({name})", [])
-                bars.append((label, figures, mark[0] if mark and colour != THEIRS else None, colour))
+                bars.append((label, figures, mark[0][0] if mark and colour != THEIRS else None, colour))
     return groups
+
+
+def _beside(one: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """The words of BESIDE for a rung."""
+    tuned = one["times_as_fast_as"].get(gpu.TUNED)
+    mfu = "" if one.get("mfu") is None else f"{one['mfu']:.1%}"
+    return [f"{found['median']:.2f}", "" if tuned is None else f"{tuned['median']:.2f}", mfu]
 
 
 def _colour(rung: str) -> Any:
@@ -120,16 +132,7 @@ def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
         ax.plot(found["range"], [place, place], color=LIGHT.ink, linewidth=1.2, solid_capstyle="butt")
         if wanted is not None:
             ax.plot([wanted, wanted], [place - 0.46, place + 0.46], color=MARK, linewidth=2.6)
-        ax.annotate(
-            short(found["ratio"]),
-            (left, place),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            fontweight="bold",
-            color=LIGHT.ground if bars[place][-1] in (EXACT, THEIRS) else LIGHT.ink,
-        )
+    (_columns if "beside" in bars[0][1] else _inside)(ax, bars, left)
     ax.set_yticks(places, [label for label, *_ in bars], fontsize=9)
     ax.tick_params(axis="x", labelsize=9)
     ax.invert_yaxis()
@@ -143,6 +146,43 @@ def _bars(ax: "Axes", title: str, bars: list[Bar]) -> None:
         ax.set_xlim(left, largest * 1.3)
     else:
         ax.set_xlim(0, max(largest * 1.05, 2))
+
+
+def _inside(ax: "Axes", bars: list[Bar], left: float) -> None:
+    """Each ratio, in its bar."""
+    for place, (_, found, _, colour) in enumerate(bars):
+        ax.annotate(
+            short(found["ratio"]),
+            (left, place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=LIGHT.ground if colour in (EXACT, THEIRS) else LIGHT.ink,
+        )
+
+
+def _columns(ax: "Axes", bars: list[Bar], _left: float) -> None:
+    """Ratios and MFU at the right of the axes, where neither short bars nor marks are in their way."""
+    for column, head in enumerate(BESIDE):
+        across, weight = 50 + 46 * column, "bold" if column == 0 else "normal"
+        ax.annotate(
+            head, (1, 1), (across, 0), xycoords="axes fraction", textcoords="offset points", ha="right", fontsize=8,
+            va="center",
+        )  # fmt: skip
+        for place, (_, found, _, _) in enumerate(bars):
+            ax.annotate(
+                found["beside"][column],
+                (1, place),
+                (across, 0),
+                xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9,
+                fontweight=weight,
+            )
 
 
 def _plain(axis: Any, at: tuple[int, ...] = (1,)) -> None:

@@ -31,10 +31,13 @@ def ratios_record() -> dict[str, Any]:
 
 def gpu_record() -> dict[str, Any]:
     timed = {"status": "timed", "images_per_second": 9000.0, "useful_tflops": 210.0, "mfu": 0.31}
-    timed |= {"times_as_fast_as": {gpu.RIVAL: {"median": 3.4, "range": [3.3, 3.5]}}, "parity": {"sign_agreement": 0.98}}
+    ratios = {gpu.RIVAL: {"median": 3.4, "range": [3.3, 3.5]}, gpu.TUNED: {"median": 2.9, "range": [2.8, 3.1]}}
+    timed |= {"times_as_fast_as": ratios, "parity": {"sign_agreement": 0.98}}
+    timed |= {"seconds_per_step": {"median": 0.1, "range": [0.05, 0.124]}}
     rungs = {"+ bf16": timed, "+ CUDA graph": {"status": "failed: out of memory"}}
     rungs["+ tf32"] = {**timed, "status": "failed parity: cosine 0.9", "images_per_second": 7000.0}
     rungs[gpu.RIVAL] = {**timed, "images_per_second": 2600.0}
+    rungs[gpu.TUNED] = {**timed, "status": "failed parity: weights 0.06", "images_per_second": 3100.0}
     shares = {"gaps between kernels": 0.6, "copies": 0.4}
     profile = {"of": "+ bf16", "shares": shares, "milliseconds_per_step": 14.2, "next_bottleneck": "gaps: replay"}
     case = {"rungs": rungs, "rounds": 7, "noise": {"of": "+ bf16", "a_to_a": {"range": [0.99, 1.01]}}}
@@ -130,7 +133,10 @@ def test_a_gpu_record_has_its_ladder_and_bars(tmp_path: Path) -> None:
     assert "3.40 (3.30 to 3.50)" in line(ladder, "+ bf16") and "31.0%" in line(ladder, "+ bf16")
     assert "failed: out of memory" in line(ladder, "+ CUDA graph")
     assert "7,000" in line(ladder, "+ tf32") and "failed parity: cosine 0.9" in line(ladder, "+ tf32")
-    assert "wanted 3 times the published step, hoped for 5, at an MFU of 35%" in ladder and "wanted" not in large
+    assert "Wanted: 3 times the published step (hoped for: 5) at an MFU of 35% (50%)." in ladder
+    assert "3.40 (3.30 to 3.50) times `published, float32`, reached" in ladder and "Wanted" not in large
+    assert "2.90 (2.80 to 3.10) times `published, tuned`, **missed**" in ladder
+    assert "an MFU of 31.0% (25.0% to 62.0%), **missed**" in ladder
     for words in (
         "`bf16` against itself: 0.990 to 1.010, 7 rounds",
         "gaps between kernels 60%",
@@ -146,9 +152,21 @@ def test_a_gpu_record_has_its_ladder_and_bars(tmp_path: Path) -> None:
     assert line(text, "loss alone, IKL") == "| loss alone, IKL | 1 | 1.10 (1.00 to 1.20) |  |  |"
     assert "gpu_h200.json" in text and "performance_ladder_gpu.png" in text
     assert pictures.gpu_ladder(records) is not None
-    ((title, bars),) = pictures.gpu_bars(records).items()  # neither what failed nor what has no rival
+    ((title, bars),) = pictures.gpu_bars(records).items()  # none of ours that failed, nothing without a rival
     assert title.startswith("wrn_34_10")
-    assert [(bar[0], *bar[2:]) for bar in bars] == [("+ bf16 (MFU 31.0%)", 3.0, pictures.OTHER)]
+    ours, theirs = ("+ bf16", 3.0, pictures.OTHER), (f"{gpu.TUNED} (failed parity)", None, pictures.THEIRS)
+    assert [(bar[0], *bar[2:]) for bar in bars] == [ours, theirs]
+    assert bars[0][1]["beside"] == ["3.40", "2.90", "31.0%"]
+
+
+@pytest.mark.parametrize(
+    ("median", "words"), [(2.99, "**missed**"), (3.0, "reached"), (4.99, "reached"), (5.0, "more than hoped for")]
+)
+def test_a_gpu_mark_has_two_levels(median: float, words: str) -> None:
+    record = gpu_record()
+    title, case = next(iter(record["cases"].items()))
+    case["rungs"]["+ bf16"]["times_as_fast_as"][gpu.RIVAL]["median"] = median
+    assert f"times `published, float32`, {words};" in gpu.marks(title, case)[0]
 
 
 def test_the_same_case_on_two_gpus_has_bars_of_both() -> None:
