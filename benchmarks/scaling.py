@@ -2,7 +2,7 @@
 
     python -m benchmarks scaling                                               # prints the tables
     python -m benchmarks scaling --write                                       # into docs/scaling.md
-    python -m benchmarks scaling --measured results/benchmarks/gpu_h200.json   # with step times that were measured
+    python -m benchmarks scaling --measured results/benchmarks/gpu_*.json --write   # with step times that were measured
 
 F is the work of one forward pass of one image, counted on our models, as are parameters and layers. A step of b images
 on each of n GPUs costs
@@ -204,7 +204,7 @@ def rates(job: Job, measured: dict[tuple[str, int], float]) -> list[Job]:
 def measured_rates(record: Mapping[str, Any]) -> dict[tuple[str, int], float]:
     """Images per second of our fastest step by (model, passes), from a record of `python -m benchmarks gpu`."""
     found: dict[tuple[str, int], float] = {}
-    for case in record["cases"].values():
+    for case in record.get("cases", {}).values():
         speeds = [
             rung["images_per_second"]
             for name, rung in case.get("rungs", {}).items()
@@ -218,7 +218,9 @@ def measured_rates(record: Mapping[str, Any]) -> dict[tuple[str, int], float]:
 
 def tables(measured: dict[tuple[str, int], float], jobs: Sequence[Job] = JOBS) -> str:
     """All tables, with a line that says what the step times are."""
-    origin = "computed, not measured: 30 % and 50 % of 790 TFLOP/s" if not measured else "measured where there is one"
+    computed = "computed, not measured: 30 % and 50 % of 790 TFLOP/s"
+    names = " and ".join(dict.fromkeys(job.model for job in jobs if (job.model, job.passes) in measured))
+    origin = f"at the measured rate of one GPU for {names}; for the others {computed}" if names else computed
     lines = [f"Step times: {origin}. Where a cell has two values, they are for 30 % and 50 %.", ""]
     lines += _table(
         ("network, loss-K, data", "F GFLOP", "parameters", "all-reduce MB", "passes", "images that fill a GPU"),
@@ -281,10 +283,12 @@ def written(page: str, content: str) -> str:
 
 def main() -> None:
     words = argparse.ArgumentParser(prog=sys.argv[0], description=(__doc__ or "").splitlines()[0])
-    words.add_argument("--measured", type=Path, help="a record of `python -m benchmarks gpu`")
+    words.add_argument("--measured", type=Path, nargs="+", default=[], help="records of `python -m benchmarks gpu`")
     words.add_argument("--write", action="store_true", help="into docs/scaling.md")
     arguments = words.parse_args()
-    measured = measured_rates(json.loads(arguments.measured.read_text())) if arguments.measured else {}
+    measured: dict[tuple[str, int], float] = {}
+    for record in arguments.measured:
+        measured |= measured_rates(json.loads(record.read_text()))
     content = tables(measured)
     if arguments.write:
         PAGE.write_text(written(PAGE.read_text(), content))

@@ -1,5 +1,7 @@
 """The model of the scaling: one row by hand, what a record of a GPU changes, and the page."""
 
+import json
+
 import pytest
 
 from benchmarks import scaling
@@ -73,6 +75,12 @@ def test_measured_steps_take_the_place_of_the_model() -> None:
 
 
 def test_the_page_is_what_the_script_writes() -> None:
+    """By the records that the page names."""
     page = scaling.PAGE.read_text()
     assert scaling.BEGIN in page and scaling.END in page
-    assert scaling.written(page, scaling.tables({})) == page
+    measured: dict[tuple[str, int], float] = {}
+    for name in ("gpu_preact_resnet_18", "gpu_wrn_34_10"):
+        assert f"results/benchmarks/{name}.json" in page
+        record = scaling.PAGE.parents[1] / "results" / "benchmarks" / f"{name}.json"
+        measured |= scaling.measured_rates(json.loads(record.read_text()))
+    assert scaling.written(page, scaling.tables(measured)) == page
