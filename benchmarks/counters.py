@@ -85,7 +85,7 @@ def lean_step(name: str, model: nn.Module, images: int) -> Step:
     layout = torch.channels_last if first.shape[1] == 3 else torch.contiguous_format
     step = TrainingStep(
         model.to(memory_format=layout),
-        LOSSES[name](),
+        LOSSES[name]().to(first.device),
         SGD(lr=0.1).build(model),
         numerics=Numerics(first.device, memory_format=layout),
         batch_size=images,

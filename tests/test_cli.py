@@ -29,7 +29,7 @@ def advtrain(tmp_path: Path) -> Run:
         return subprocess.run(
             [sys.executable, "-c", code, *words],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables},
             capture_output=True,
             text=True,
             timeout=300,
@@ -206,7 +206,7 @@ def test_two_processes_under_torchrun(advtrain: Run, tmp_path: Path) -> None:
     """Training by two gloo processes, evaluation and bundle by the first; the same command then finds it finished."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "advtrain"]
     command = [sys.executable, *launcher, *SHORT, "name=two", "averaging=ema"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for words in ("trained 2 epochs", "trained 2 epochs"):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = (
     "trainer.epochs=2",
     "trainer.batch_size=256",
@@ -36,7 +35,7 @@ def command(folder: Path, *words: str, processes: int = 1) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), "-m", "advtrain", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=300,

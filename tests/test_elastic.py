@@ -17,7 +17,6 @@ from advtrain.engine import checkpoints, interrupts
 from advtrain.engine.interrupts import Interrupted, StopRequest
 from tests.engine.test_resume import same
 
-ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "advtrain"]
 STEPS = 21  # of an epoch: 1,337 images by 64
 TINY = [
@@ -45,7 +44,7 @@ def started(folder: Path, command: list[str], **variables: str) -> Iterator[subp
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -23,7 +23,7 @@ from advtrain.engine import NoPerturbation, checkpoints
 from advtrain.engine.execution import recorded_execution
 from advtrain.engine.numerics import Numerics
 from advtrain.losses import IKL, PGDAT, TRADES
-from tests.engine.test_resume import TINY, finish, same, start, stop_after
+from tests.engine.test_resume import TINY, finish, same, start, stopped_after
 from tests.engine.toy import LOSSES, network, trainer, weights_of
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -212,8 +212,8 @@ def uninterrupted(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_killed_and_resumed_with_the_same_bits(device: str, uninterrupted: Callable[[], Path], tmp_path: Path) -> None:
     """Which also says that a deterministic run gives the same bits twice."""
     run = tmp_path / "runs" / "run"
-    code, _ = stop_after(start(tmp_path, *words(device)), run / "metrics.jsonl", 13, signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    code, output = stopped_after(13, signal.SIGKILL, tmp_path, *words(device))
+    assert code == -signal.SIGKILL, output[-3000:]
     assert "resuming" in finish(start(tmp_path, *words(device)))
     for name in ("last.pt", "best.pt"):
         expected, found = (checkpoints.load(place / "checkpoints" / name) for place in (uninterrupted(), run))

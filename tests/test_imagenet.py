@@ -20,7 +20,7 @@ def advtrain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "advtrain", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
+        env={**os.environ, "COLUMNS": "160"},
         capture_output=True,
         text=True,
         timeout=1500,

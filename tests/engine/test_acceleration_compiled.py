@@ -184,9 +184,16 @@ def test_errors_that_are_no_fault_of_compilation_stay_what_they_are(monkeypatch:
         attacked_by(lambda model: lambda x: model(x).sum(1), STEP)
 
 
-def test_no_advice_to_use_tf32() -> None:
-    """PyTorch gives it for float32 products on a GPU; they are what trainer.precision asks for."""
-    advice = "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. Consider"
+ADVICE = {
+    "tf32": "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. Consider",
+    "softmax": "\nOnline softmax is disabled on the fly since Inductor decides to\nsplit the reduction. Cut an issue",
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_no_misplaced_advice(name: str) -> None:
+    """PyTorch 2.11 gives it on a GPU: for float32 products, which trainer.precision asks for, and for few classes."""
+    advice = ADVICE[name]
     with pytest.raises(UserWarning):
         warnings.warn(advice, stacklevel=1)
     compiled.compiled(compiled.call, fullgraph=False)

@@ -91,7 +91,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 
 def assert_replays_equal_eager(record: Any, loss: Loss, make: Callable[..., Attack], device: torch.device) -> None:
     """Over batches of two sizes, growing radii and weights that an optimiser moves; all results kept to the end."""
-    model = network(norm=True).double().to(device)
+    model, loss = network(norm=True).double().to(device), loss.to(device)
     replayed = Replayed(model, Eager(), record)
     results, expected = [], []
     for step, (n, eps) in enumerate([(4, 0.02), (4, 0.04), (6, 0.06), (4, 0.08), (6, 0.1)]):

@@ -1,5 +1,6 @@
 """trainer.batch_size=auto: the search, the count of bytes, and a run that is as if nothing had been tried."""
 
+import gc
 import json
 import os
 import subprocess
@@ -148,6 +149,7 @@ def test_running_out_of_memory_is_not_fitting_and_other_errors_are_errors() -> N
 def test_on_a_gpu_the_trial_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU of 2 GB, so that whoever else uses this one has room."""
     device, size = torch.device("cuda", 0), 2 * 10**9
+    gc.collect()  # what other tests have left, of which the search would free some
     torch.cuda.empty_cache()
     others, held = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     monkeypatch.setattr(
@@ -161,7 +163,7 @@ def test_on_a_gpu_the_trial_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = find_rows(trial, device, images=10**9, accumulation=1)
     assert 780 <= found.rows <= 900  # thousandths, of which 900 may be used
-    assert torch.cuda.memory_allocated(device) == held
+    assert torch.cuda.memory_allocated(device) <= held
 
 
 # --- bytes ---

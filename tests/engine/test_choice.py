@@ -27,7 +27,6 @@ from advtrain.publish import _training
 from advtrain.types import SettingError
 from tests.engine.toy import network, trainer
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = Numerics(torch.device("cpu")), Numerics(torch.device("cuda", 0))
 MODEL, STEP, GRAPH = Acceleration("model"), Acceleration("step"), Acceleration("step", True)
 PASSED = {"passed": True, "figures": {}, "bounds": {}, "images": 4}
@@ -368,7 +367,7 @@ train()
 
 def command(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     (folder / "stub.py").write_text(STUB)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, *launcher, "stub.py", *SHORT, *words],
         cwd=folder,

@@ -16,8 +16,6 @@ from torch import nn
 from advtrain.engine.sharding import gradient_bytes
 from tests.engine.ddp_events import LAYERS, PIECES, Event, network, two_steps
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def group() -> Iterator[None]:
@@ -74,7 +72,7 @@ def test_two_processes_overlap_and_equal_one(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [sys.executable, *launcher, str(Path(__file__).with_name("ddp_events.py")), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=250,

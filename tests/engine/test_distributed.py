@@ -11,7 +11,6 @@ import pytest
 from advtrain.composition import choices
 from tests.engine.toy import DATA, VARIANTS
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
@@ -21,7 +20,7 @@ def curves(directory: Path, processes: int) -> dict[str, list[float]]:
     command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(directory)]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,6 @@ import torch
 
 from advtrain.engine import Interrupted, checkpoints
 from tests.engine.toy import trainer
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 TINY = [
     "experiment=quickstart",
@@ -33,12 +30,31 @@ TINY = [
 ]
 
 
-def start(folder: Path, *extra: str) -> subprocess.Popen:
+# A run that sends itself a signal once so many records are logged: how fast it is does not matter.
+STOPPING = """
+import os, sys
+from advtrain.engine.loggers import MetricsFile
+
+number, left, log = int(sys.argv.pop(1)), int(sys.argv.pop(1)), MetricsFile.log
+
+def log_and_stop(self, step, metrics):
+    global left
+    log(self, step, metrics)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), number)
+
+MetricsFile.log = log_and_stop
+import advtrain.__main__
+"""
+
+
+def start(folder: Path, *extra: str, command: Sequence[str] = ("-m", "advtrain")) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "advtrain", *TINY, *extra],
+        [sys.executable, *command, *TINY, *extra],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,14 +67,10 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def stop_after(process: subprocess.Popen, metrics: Path, records: int, number: int) -> tuple[int, str]:
-    """Sends the signal once so many records are logged."""
-    deadline = time.monotonic() + 240
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= records):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be stopped"
-        time.sleep(0.005)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+def stopped_after(records: int, number: int, folder: Path, *extra: str) -> tuple[int, str]:
+    """The exit status and the output of a run to which the signal was sent once so many records were logged."""
+    process = start(folder, *extra, command=("-c", STOPPING, str(number), str(records)))
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -83,11 +95,9 @@ def same(a: object, b: object) -> bool:
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
 def test_a_stopped_run_ends_bit_equal(number: signal.Signals, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    code, output = stop_after(start(tmp_path), run / "metrics.jsonl", 15, number)
-    if number == signal.SIGKILL:
-        assert code == -signal.SIGKILL
-    else:
-        assert code == 128 + number
+    code, output = stopped_after(15, number, tmp_path)
+    assert code == (-number if number == signal.SIGKILL else 128 + number), output[-3000:]
+    if number != signal.SIGKILL:
         assert "the same command continues" in output
         stopped = checkpoints.load(run / "checkpoints" / "last.pt")["position"]
         assert stopped["step"] > 0, "the signal came between epochs: the test must stop in the middle of one"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 
 
@@ -29,7 +28,7 @@ def finished(folder: Path, **options: Any) -> str:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -18,6 +18,10 @@ from advtrain.types import Images, Objective, PerImage, Scalar, SettingError
 
 BACKEND = "inductor"
 
+# Of the compiler, on GPUs: float32 products without TF32 are asked for, by trainer.precision, and of fewer than eight
+# classes it computes the softmax in the ordinary way.
+MISPLACED_ADVICE = ("TensorFloat32 tensor cores", r"\s*Online softmax is disabled on the fly")
+
 
 class Compiled:
     """An `Ascent` of which each step, forward, backward and projection, is one graph for all batches and radii."""
@@ -118,8 +122,8 @@ def compiled(function: Callable, *, fullgraph: bool) -> Callable:
         function: without a closure.
         fullgraph: whether it must become one graph.
     """
-    # Float32 products without TF32 are asked for, by trainer.precision, and the advice to change that is misplaced.
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    for advice in MISPLACED_ADVICE:
+        warnings.filterwarnings("ignore", advice, UserWarning)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, fullgraph=fullgraph, dynamic=False, backend=BACKEND)
 

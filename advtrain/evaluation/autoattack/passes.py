@@ -100,10 +100,11 @@ class Compiled:
 
 @contextmanager
 def _without_warnings_of_the_compiler() -> Iterator[None]:
-    """It asks what it is given for a `.grad`, which the images of an attack in the midst of a graph do not have, and
-    advises TF32."""
+    """It asks what it is given for a `.grad`, which the images of an attack in the midst of a graph do not have,
+    advises TF32, and tells which softmax is computed in the ordinary way."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # verdicts are of exact float32
+        warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled on the fly")
         warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
         yield
 
