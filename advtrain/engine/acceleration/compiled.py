@@ -143,7 +143,9 @@ def failing_clearly() -> Iterator[None]:
         if isinstance(cause, torch.OutOfMemoryError):
             raise cause from None
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".;") if lines else "no reason"
+        # PyTorch 2.11 hides an error of the traced code itself in an explanation; later versions raise it as it is.
+        hidden = [line.rpartition(": got ")[2] for line in lines if line.startswith("Explanation:") and ": got " in line]
+        reason = [*hidden, *lines, "no reason"][0].rstrip(".;")
         places = [line for line in lines if line.startswith("File ")]  # of the code that was traced, outermost first
         place = f" at {places[-1]}" if places else ""
         raise SettingError(
