@@ -144,7 +144,7 @@ def failing_clearly() -> Iterator[None]:
             raise cause from None
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         # PyTorch 2.11 hides an error of the traced code itself in an explanation; later versions raise it as it is.
-        hidden = [line.rpartition(": got ")[2] for line in lines if line.startswith("Explanation:") and ": got " in line]
+        hidden = [line.rpartition(": got ")[2] for line in lines if "): got " in line]
         reason = [*hidden, *lines, "no reason"][0].rstrip(".;")
         places = [line for line in lines if line.startswith("File ")]  # of the code that was traced, outermost first
         place = f" at {places[-1]}" if places else ""
