@@ -87,8 +87,6 @@ JOBS = (
     Job("wrn_70_16", "cifar10", "trades", 10, 50_000, 128),
     Job("resnet_50", "imagenet", "ikl", 3, 1_281_167, 512),
 )
-
-
 RIVALS = (("standard", 0), ("pgd_at", 10), ("trades", 10))  # who waits how long for the same all-reduce
 
 
@@ -277,7 +275,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 def written(page: str, content: str) -> str:
     """The page with the content between its markers."""
     before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
