@@ -102,10 +102,12 @@ def full(
         one: runs an engine here.
         save: takes what is known after each engine.
     """
+    if arguments.keep:
+        Path(arguments.keep).mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     if arguments.device == "cuda":
         for engine in engines:
-            found[engine] = one(engine)
+            found[engine] = _kept(arguments.keep, engine, one)
             torch.cuda.empty_cache()
             save(_compared(found))
         return
@@ -122,6 +124,16 @@ def full(
 
         list(pool.map(work, engines))
         save(_compared({engine: torch.load(file, weights_only=True) for engine, file in files.items()}))
+
+
+def _kept(folder: str | None, engine: str, one: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What the engine found, in an earlier call where the folder has it."""
+    if folder is None:
+        return one(engine)
+    file = Path(folder) / f"{engine}.pt"
+    if not file.is_file():
+        torch.save(one(engine), file)
+    return torch.load(file, weights_only=True)
 
 
 def _compared(found: dict[str, Any]) -> dict[str, Any]:

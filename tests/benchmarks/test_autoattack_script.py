@@ -25,7 +25,7 @@ def test_on_a_gpu_engines_run_here_and_each_is_saved_when_it_is_done():
         "fast": result([0, 0, 1], 2.0),
     }
     saved = []
-    full(argparse.Namespace(device="cuda"), list(found), found.__getitem__, saved.append)
+    full(argparse.Namespace(device="cuda", keep=None), list(found), found.__getitem__, saved.append)
     assert [list(one) for one in saved] == [list(found)[:n] for n in (1, 2, 3)]
     last = saved[-1]
     assert (last["fast"]["work_to_upstream"], last["fast"]["work_to_upstream_defaults"]) == (0.25, 0.5)
@@ -33,6 +33,23 @@ def test_on_a_gpu_engines_run_here_and_each_is_saved_when_it_is_done():
     assert last["upstream_defaults"]["robust_unlike_upstream"] == []
     assert last["upstream_defaults"]["robust_or_attack_unlike_upstream"] == [2]
     assert last["upstream_defaults"]["adversarial_images_unlike_upstream"] == 1
+
+
+def test_a_stopped_call_goes_on_with_the_engine_under_way(tmp_path):
+    found = {"upstream": result([-1, 0, 1], 8.0), "fast": result([0, 0, 1], 2.0)}
+    arguments, ran, saved = argparse.Namespace(device="cuda", keep=str(tmp_path / "kept")), [], []
+
+    def one(engine):
+        ran.append(engine)
+        if ran == ["upstream", "fast"]:
+            raise KeyboardInterrupt
+        return found[engine]
+
+    with pytest.raises(KeyboardInterrupt):
+        full(arguments, list(found), one, saved.append)
+    full(arguments, list(found), one, saved.append)
+    assert ran == ["upstream", "fast", "fast"]
+    assert saved[-1]["fast"]["robust_unlike_upstream"] == [0] and saved[-1]["fast"]["work_to_upstream"] == 0.25
 
 
 @pytest.mark.parametrize("engine", ENGINES["cuda"])
