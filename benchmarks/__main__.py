@@ -5,6 +5,7 @@ import pkgutil
 import sys
 
 import benchmarks
+from advtrain.types import SettingError
 
 # Modules that are no benchmark of their own.
 HELPERS = (
@@ -40,7 +41,11 @@ def main() -> None:
     if name not in names():
         sys.exit(f"benchmarks: error: expected one of {', '.join(names())}, got {name!r}")
     sys.argv = [f"python -m benchmarks {name}", *sys.argv[2:]]
-    importlib.import_module(f"benchmarks.{name}").main()
+    try:
+        importlib.import_module(f"benchmarks.{name}").main()
+    except SettingError as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

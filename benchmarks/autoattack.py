@@ -166,10 +166,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, of the form with --full")
     parser.add_argument("--keep", help="folder for what each engine found; what is there is not run again")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # how --full calls itself
-    arguments = parser.parse_args()
+    arguments = _checked(parser)
     torch.set_num_threads(1)
     with exact_float32():
         _measure(arguments)
+
+
+def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line with its engines as a list, or its end with one line that says what was expected."""
+    arguments = parser.parse_args()
+    known = tuple(dict.fromkeys(engine for engines in ENGINES.values() for engine in engines))
+    arguments.engines = arguments.engines.split(",") if arguments.engines else list(ENGINES[arguments.device])
+    for engine in [*arguments.engines, *([arguments.one] if arguments.one else [])]:
+        if engine not in known:
+            parser.error(f"--engines: expected some of {', '.join(known)}, got {engine!r}; choose among them")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: expected a CUDA GPU, got none; leave it out")
+    return arguments
 
 
 def _measure(arguments: argparse.Namespace) -> None:
@@ -177,8 +190,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     clock = Clock(device)
     config = {"source": arguments.bundle, "eval": {"checkpoint": "best"}, "trust": False}
     model = find(config, device).model.requires_grad_(False)
-    split = CIFAR10(root=arguments.data, download=False).split("test")
-    engines = arguments.engines.split(",") if arguments.engines else list(ENGINES[arguments.device])
+    data = CIFAR10(root=arguments.data, download=False)
+    data.check()
+    split = data.split("test")
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks", "autoattack", *sys.argv[1:]]).replace(
             arguments.data, "/datasets"
@@ -204,10 +218,10 @@ def _measure(arguments: argparse.Namespace) -> None:
         torch.save(one(arguments.one), arguments.out)
         return
     if arguments.full:
-        full(arguments, engines, one, save)
+        full(arguments, arguments.engines, one, save)
     else:
         x, y = _robust_batch(model, split, arguments.batch, device)
-        ways = {name: way for name, way in perturbers(model, device).items() if name in engines}
+        ways = {name: way for name, way in perturbers(model, device).items() if name in arguments.engines}
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
         record["batch"] = len(x)
         record["per_iteration"] = counters(ways | in_blocks(model), x[:16], y[:16], convolutions)

@@ -214,6 +214,11 @@ def measured_rates(record: Mapping[str, Any]) -> dict[tuple[str, int], float]:
     return found
 
 
+def measured_in(records: Iterable[Path]) -> dict[tuple[str, int], float]:
+    """`measured_rates` of all these files; of the same step by the last."""
+    return dict(pair for record in records for pair in measured_rates(json.loads(record.read_text())).items())
+
+
 def tables(measured: dict[tuple[str, int], float], jobs: Sequence[Job] = JOBS) -> str:
     """All tables, with a line that says what the step times are."""
     computed = "computed, not measured: 30 % and 50 % of 790 TFLOP/s"
@@ -229,10 +234,7 @@ def tables(measured: dict[tuple[str, int], float], jobs: Sequence[Job] = JOBS) -
         heads = ("network", "GPUs", "batch", "images/GPU", "compute ms", "all-reduce not hidden ms")
         rows = (_row(job, n, strong, measured) for job in jobs for n in GPUS if not strong or job.batch >= n)
         lines += _table((*heads, "efficiency %", "s/epoch"), rows)
-    lines += [
-        "Share of a step that waits for the all-reduce, %, at 64 GPUs of 128 images (50 % of the matrix rate):",
-        "",
-    ]
+    lines += ["Share of a step that waits for the all-reduce, %, at 64 GPUs of 128 images, 50 % of the rate:", ""]
     rows = ([job.model, *(_waiting(job, loss, k) for loss, k in RIVALS)] for job in jobs)
     lines += _table(("network", *(f"{loss}, {2 * k + EXTRA[loss][0]} passes" for loss, k in RIVALS)), rows)
     ends = ", ".join(f"{_both(job, measured, last_useful)} ({job.model}, {job.batch} images)" for job in jobs)
@@ -284,10 +286,9 @@ def main() -> None:
     words.add_argument("--measured", type=Path, nargs="+", default=[], help="records of `python -m benchmarks gpu`")
     words.add_argument("--write", action="store_true", help="into docs/scaling.md")
     arguments = words.parse_args()
-    measured: dict[tuple[str, int], float] = {}
-    for record in arguments.measured:
-        measured |= measured_rates(json.loads(record.read_text()))
-    content = tables(measured)
+    if absent := [str(record) for record in arguments.measured if not record.is_file()]:
+        words.error(f"--measured: expected records, got no such file: {', '.join(absent)}; see results/benchmarks")
+    content = tables(measured_in(arguments.measured))
     if arguments.write:
         PAGE.write_text(written(PAGE.read_text(), content))
         print(PAGE)

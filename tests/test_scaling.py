@@ -1,7 +1,5 @@
 """The model of the scaling: one row by hand, what a record of a GPU changes, and the page."""
 
-import json
-
 import pytest
 
 from benchmarks import scaling
@@ -78,9 +76,9 @@ def test_the_page_is_what_the_script_writes() -> None:
     """By the records that the page names."""
     page = scaling.PAGE.read_text()
     assert scaling.BEGIN in page and scaling.END in page
-    measured: dict[tuple[str, int], float] = {}
-    for name in ("gpu_preact_resnet_18", "gpu_wrn_34_10"):
-        assert f"results/benchmarks/{name}.json" in page
-        record = scaling.PAGE.parents[1] / "results" / "benchmarks" / f"{name}.json"
-        measured |= scaling.measured_rates(json.loads(record.read_text()))
+    names = ("gpu_preact_resnet_18", "gpu_wrn_34_10")
+    assert all(f"results/benchmarks/{name}.json" in page for name in names)
+    folder = scaling.PAGE.parents[1] / "results" / "benchmarks"
+    measured = scaling.measured_in(folder / f"{name}.json" for name in names)
+    assert {model for model, _ in measured} == {"preact_resnet_18", "wrn_34_10"}
     assert scaling.written(page, scaling.tables(measured)) == page

@@ -1,6 +1,7 @@
 """The benchmark of AutoAttack's engines: what it compares, and in which arithmetic each of them computes."""
 
 import argparse
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from advtrain.evaluation.modes import exact_float32
 from benchmarks import autoattack_full
+from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.autoattack import ENGINES
 from benchmarks.autoattack_full import Clock, alone, defaults, full
 
@@ -79,3 +81,20 @@ def test_defaults_are_those_of_a_fresh_process():
         assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == (False, True)
         assert (torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32) == (False, False)
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["autoattack", "MODEL", "DATA", "OUT", "--engines", "exact,quick"], "--engines: expected some of upstream, "),
+        (["autoattack", "no/such/model", "DATA", "OUT"], "model: expected a run directory, "),
+        (["scaling", "--measured", "no/such.json"], "--measured: expected records, got no such file: no/such.json"),
+    ],
+)
+def test_bad_words_end_in_one_line(words, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    with pytest.raises(SystemExit) as ended:
+        benchmarks_main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"python -m benchmarks {words[0]}: error: {expected}")
