@@ -24,6 +24,7 @@ from advtrain.losses import Loss, objectives
 from advtrain.models.weights import check_weights_file
 from advtrain.publish import check_target, export_and_verify
 from advtrain.random import stream_seed
+from advtrain.teachers import TeacherSettings, check_teacher, give_teacher
 from advtrain.types import Attack, SettingError
 
 PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
@@ -46,6 +47,8 @@ def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: b
     _check_class_count(config)
     for group in PARTS:
         parts[group] = None if config[group]["_target_"] is None else build(config[group], trusted=trusted)
+    parts["teacher"] = typed(TeacherSettings, config["teacher"], "teacher")
+    check_teacher(parts["teacher"], parts["loss"])
     _check_combination(parts, config)
     parts["data"] = dataset(config["data"], trusted=trusted)
     parts["data"].check()
@@ -114,6 +117,7 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(_model_config(config["model"], directory))
     check_model(model, data.image_shape, data.num_classes)
+    give_teacher(parts["loss"], parts["teacher"], data, parts["threat"])
     ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
 

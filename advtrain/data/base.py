@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advtrain import checks
 from advtrain.random import seeded_generator
-from advtrain.types import Images, Labels, SettingError, Targets
+from advtrain.types import Images, Labels, Logits, SettingError, Targets
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,12 +29,14 @@ class Batch:
         y: labels, int64, shape (n,), on the device; class probabilities, float32, shape (n, C), when images are mixed.
         rows: which rows of the global batch these are.
         second: the same images, augmented once more, as a second view of them.
+        taught: what the teacher says of `x`, shape (n, C), where that was computed before.
     """
 
     x: Images
     y: Targets
     rows: slice
     second: Images | None = None
+    taught: Logits | None = None
 
     @property
     def views(self) -> list[Images]:

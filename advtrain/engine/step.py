@@ -14,9 +14,9 @@ from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
 from advtrain.engine.sharding import REPLICATED, Sharding
 from advtrain.engine.weight_perturbations import WeightPerturbation
-from advtrain.losses import Loss
+from advtrain.losses import Distillation, Loss
 from advtrain.random import BatchRows, seed_layers, seeded_generator, stream_seed
-from advtrain.types import Attack, Images, Parts, Targets
+from advtrain.types import Attack, Images, Logits, Parts, Targets
 
 
 class OuterPass(nn.Module):
@@ -28,8 +28,8 @@ class OuterPass(nn.Module):
         # In a list, so that the class prior is not the module's buffer: DDP would overwrite each process's share.
         self._loss = [loss]
 
-    def forward(self, x: Images, x_adv: Images, y: Targets) -> tuple[Tensor, Parts]:
-        return self._loss[0].outer(self.model, x, x_adv, y)
+    def forward(self, x: Images, x_adv: Images, y: Targets, *taught: Logits) -> tuple[Tensor, Parts]:
+        return self._loss[0].outer(self.model, x, x_adv, y, *taught)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Piece:
     y: Targets
     source: BatchRows
     share: float  # of this process's rows
+    taught: tuple[Logits, ...] = ()  # what the teacher says of x, for a loss that holds one
 
 
 class TrainingStep:
@@ -102,7 +103,8 @@ class TrainingStep:
         # Whatever in the model draws from torch's global generator (dropout) is named by the step, too.
         seed_layers(stream_seed(self.seed, "model", epoch, step, distributed.rank()), self.numerics.device)
         pieces = self._pieces(batch, epoch, step)
-        self.loss.start_batch(torch.cat([batch.y] * len(batch.views)))
+        taught = [torch.cat(said) for said in zip(*(piece.taught for piece in pieces), strict=True)]
+        self.loss.start_batch(torch.cat([batch.y] * len(batch.views)), *taught)
         adversarial = self._adversarial(pieces, attack)
         self.optimizer.zero_grad(set_to_none=True)
         with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
@@ -125,8 +127,18 @@ class TrainingStep:
             x = self.numerics.images(torch.cat([view[start:stop] for view in views]))
             y = torch.cat([batch.y[start:stop]] * len(views))
             source = BatchRows(generator, self.batch_size, rows, len(views))
-            pieces.append(Piece(x, y, source, (stop - start) / n))
+            said = None if batch.taught is None else batch.taught[start:stop]
+            pieces.append(Piece(x, y, source, (stop - start) / n, self._taught(x, said)))
         return pieces
+
+    def _taught(self, x: Images, known: Logits | None) -> tuple[Logits, ...]:
+        """The teacher is asked here alone, once for the attack, the loss and whatever perturbs the weights."""
+        if not isinstance(self.loss, Distillation):
+            return ()
+        if known is not None:
+            return (known,)
+        with self.numerics.casting():
+            return (self.loss.taught(x),)
 
     def _adversarial(self, pieces: list[Piece], attack: Attack | None) -> list[Images]:
         if attack is None:
@@ -136,7 +148,7 @@ class TrainingStep:
 
     def _attacked(self, piece: Piece, attack: Attack) -> Images:
         with attack_mode(self.model, self.attack_batchnorm), self.numerics.casting():
-            objective = self.loss.inner(self._passes.attacked, piece.x, piece.y)
+            objective = self.loss.inner(self._passes.attacked, piece.x, piece.y, *piece.taught)
             return attack.using(self._passes.ascent)(objective, piece.x, generator=piece.source)
 
     def _accumulate(self, pieces: list[Piece], adversarial: list[Images]) -> Parts:
@@ -144,7 +156,7 @@ class TrainingStep:
         for i, (piece, x_adv) in enumerate(zip(pieces, adversarial, strict=True)):
             with self._sharding.local_gradients(self._replica, i < len(pieces) - 1):
                 with self.numerics.casting():
-                    total, parts = self._replica(piece.x, x_adv, piece.y)
+                    total, parts = self._replica(piece.x, x_adv, piece.y, *piece.taught)
                 (total * piece.share).backward()
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0) + value.detach() * piece.share

@@ -31,6 +31,7 @@ from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.validation import selection_attack, validate
+from advtrain.losses import Distillation
 from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
@@ -78,6 +79,8 @@ class Trainer:
         if settings.activation_checkpointing:
             checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
+        if isinstance(self.loss, Distillation) and self.loss.teacher is not None:
+            self.loss.teacher.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
         self.averaged = ingredients.averaging.attach(self.model)
         self.sharding = sharding_named(settings.sharding, self.device)
         self.start = decide(self._subject, settings, self.numerics, directory)  # by passes of the whole model
@@ -143,6 +146,7 @@ class Trainer:
         meter = Meter(settings.images_per_step)
         self.model.train()
         self.loss.train()
+        self.loss.start_epoch(epoch)
         started = time.perf_counter()
 
         for batch in self.train_loader.epoch(epoch, start_step=position.step):

@@ -8,31 +8,44 @@ what training needs around them: what the attack maximises, the cross-entropy, t
     x_adv = attack(loss.inner(model, x, y), x)
     total, parts = loss.outer(model, x, x_adv, y)
     total.backward()
+
+Distillation is a loss that holds a teacher: `advtrain.losses.KD().hold(Teacher(network))`, then as above with x in
+place of x_adv; its pure functions are in `advtrain.losses.transfer`.
 """
 
-from advtrain.losses import divergences, functional
+from advtrain.losses import divergences, functional, transfer
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
+from advtrain.losses.distillation import CleanDistillation, Distillation
 from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
 from advtrain.losses.ikl import IKL
+from advtrain.losses.ikl_kd import IKLKD
+from advtrain.losses.kd import KD
 from advtrain.losses.kl import KL
 from advtrain.losses.mart import MART
 from advtrain.losses.pgd_at import PGDAT
 from advtrain.losses.standard import Standard
+from advtrain.losses.teacher import Teacher
 from advtrain.losses.trades import TRADES
 
 __all__ = [
     "DKL",
     "GKL",
     "IKL",
+    "IKLKD",
+    "KD",
     "KL",
     "MART",
     "PGDAT",
     "TRADES",
     "ClassPrior",
+    "CleanDistillation",
+    "Distillation",
     "Loss",
     "Standard",
+    "Teacher",
     "divergences",
     "functional",
+    "transfer",
 ]

@@ -18,6 +18,8 @@ class Loss(nn.Module, ABC):
 
     Attributes:
         needs_attack: whether `outer` uses x_adv. A loss that does not is trained without an attack.
+        needs_teacher: whether the loss holds a teacher; see `advtrain.losses.distillation`.
+        selects_by: which held-out accuracy chooses checkpoints unless the trainer is told otherwise: robust or clean.
         inner_objective: the word for what the attack maximises, one of `objectives.INNER`.
         weighs_pairs: whether the loss weighs pairs of classes, as inner=ikl does.
         takes_soft_labels: whether `inner` and `outer` take labels of shape (N, C) from mixed images, with the settings
@@ -28,6 +30,8 @@ class Loss(nn.Module, ABC):
     """
 
     needs_attack = True
+    needs_teacher = False
+    selects_by = "robust"
     weighs_pairs = False
     takes_soft_labels: bool = False
     views: int = 1
@@ -73,10 +77,17 @@ class Loss(nn.Module, ABC):
                 "set loss.normaliser=sample, loss.global_weights=true or trainer.accumulation=1"
             )
 
-    def start_batch(self, y: Targets) -> None:
+    def start_epoch(self, epoch: int) -> None:
+        """Called on every process before the steps of an epoch (counted from 1), also where a run resumes in it."""
+
+    def start_batch(self, y: Targets, taught: Logits | None = None) -> None:
         """Called with the labels of every row that this process adds to the coming optimiser step, before its passes.
 
         For losses that normalise over the whole batch, which may be spread over processes and accumulation passes.
+
+        Args:
+            y: labels.
+            taught: what the teacher says of the same rows, shape (N, C), for losses that hold one.
         """
 
     def end_epoch(self) -> None:
@@ -104,13 +115,22 @@ def ce_formula(images: str, label_smoothing: float) -> str:
     return f"CE(f({images}), {labels})"
 
 
-def accuracies(y: Targets, natural_logits: Tensor | None = None, adversarial_logits: Tensor | None = None) -> Parts:
+def accuracies(
+    y: Targets,
+    natural_logits: Tensor | None = None,
+    adversarial_logits: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+) -> Parts:
     """Fractions of the batch that are classified correctly, as scalars on the device (no synchronisation).
 
     Of a soft label the largest entry counts as the true class.
     """
     true = y.argmax(1) if y.is_floating_point() else y
-    named = {"clean_accuracy": natural_logits, "robust_accuracy": adversarial_logits}
+    named = {
+        "clean_accuracy": natural_logits,
+        "robust_accuracy": adversarial_logits,
+        "teacher_accuracy": teacher_logits,
+    }
     return {
         name: (logits.detach().argmax(1) == true).float().mean() for name, logits in named.items() if logits is not None
     }

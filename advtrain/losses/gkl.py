@@ -71,7 +71,7 @@ class GKL(Decoupled):
         self.needs_whole_batch = not global_weights and normaliser == "batch" and self.gamma not in (0, 1)
         self._mean_weight: Tensor | None = None  # of the batch that start_batch announced
 
-    def start_batch(self, y: Targets) -> None:
+    def start_batch(self, y: Targets, taught: Logits | None = None) -> None:
         if self.prior is not None and self.normaliser == "batch":
             self._mean_weight = self._mean_over_processes(self.prior(y))
 
