@@ -40,6 +40,8 @@ CIRCUMSTANCES = (
     "trainer.log_every",
     "export",
 )
+# Files that are known by their content, the fingerprint in execution.json: in a run's name, but they may move.
+KNOWN_BY_CONTENT = ("teacher.source", "teacher.weights")
 FIRST_CHOICES = ("data", "model", "attack", "loss")
 
 
@@ -58,8 +60,19 @@ def run_name(overrides: Sequence[str], choices: Mapping[str, str], seed: int) ->
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in named and not is_circumstance(key):
-            extra.append(value if key in choices else f"{key}-{value}")
+            extra.append(value if key in choices else _named(key, value))
     return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in [*base, *extra, f"seed{seed}"])
+
+
+def _named(key: str, value: str) -> str:
+    """An override in a run's name. Of a teacher's path what tells teachers apart, without the folders of one machine."""
+    path = Path(value.strip("'\""))
+    if key == "teacher.source" and path.name:
+        inside = path.parent.name == "checkpoints"
+        return f"teacher-{path.parent.parent.name}-{path.stem}" if inside else f"teacher-{path.name}"
+    if key == "teacher.weights" and path.name:
+        return f"{key}-{'_'.join(path.parts[-2:])}"
+    return f"{key}-{value}"
 
 
 def is_circumstance(key: str) -> bool:
@@ -79,17 +92,23 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         stored = {**config, "provenance": provenance()}
         write_text(path, yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
         return
-    old, new = flat(load_config(directory)), flat(config)
+    old, new = (flat(_without_idle_teacher(settings)) for settings in (load_config(directory), config))
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not is_circumstance(key)
+        if old.get(key) != new.get(key) and not is_circumstance(key) and key not in KNOWN_BY_CONTENT
     ]
     if differing:
         raise SettingError(
             f"{directory}: expected the configuration of the run that is there, got other values of "
             f"{', '.join(differing)}; choose another name=… or remove that folder"
         )
+
+
+def _without_idle_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings of a teacher that there is not: older runs have none of them."""
+    teacher = config.get("teacher") or {}
+    return {key: value for key, value in config.items() if key != "teacher" or teacher.get("source") is not None}
 
 
 def load_config(directory: Path) -> dict[str, Any]:
