@@ -10,7 +10,7 @@ from advtrain import checks
 from advtrain.data.arrays import ArrayLoader, ArraySplit, Presentation, whole
 from advtrain.data.augmentations import WORDS, Augmentation, augmentation
 from advtrain.data.augmentations.placement import CROP_SHIFT
-from advtrain.data.base import SPLITS, Dataset, TrainLoader, held_out
+from advtrain.data.base import SPLITS, Dataset, TrainLoader, fewer, held_out
 from advtrain.data.mixing import WORDS as MIXES
 from advtrain.data.mixing import mixing
 from advtrain.types import SettingError
@@ -22,6 +22,7 @@ class ArrayDataset(Dataset):
     Args:
         num_classes: C.
         validation_size: training images held out for choosing checkpoints.
+        train_size: how many of the others are trained on, see `base.fewer`; None for all.
         split_seed: chooses them; independent of the run's seed, so that runs are compared on the same images.
         augment: what training images go through, one of `augmentations.WORDS`.
         padding: zero pixels on each side before the crop.
@@ -38,6 +39,7 @@ class ArrayDataset(Dataset):
         *,
         num_classes: int | None,
         validation_size: int = 1000,
+        train_size: int | None = None,
         split_seed: int = 0,
         augment: str = "crop_flip",
         padding: int = 4,
@@ -50,6 +52,7 @@ class ArrayDataset(Dataset):
     ) -> None:
         self.num_classes = num_classes
         self.validation_size = checks.integer("data.validation_size", validation_size, low=1)
+        self.train_size = None if train_size is None else checks.integer("data.train_size", train_size, low=1)
         self.split_seed = checks.integer("data.split_seed", split_seed)
         self.augment = checks.choice("data.augment", augment, WORDS)
         self.second_view = checks.choice("data.second_view", second_view, WORDS)
@@ -112,7 +115,8 @@ class ArrayDataset(Dataset):
     def _train_and_validation(self) -> tuple[ArraySplit, ArraySplit]:
         official = self._official_train
         kept, held = held_out(official.labels, self.validation_size, self.split_seed)
-        return self.thinned(official.part(kept)), official.part(held)
+        train = self.thinned(official.part(kept))
+        return train.part(fewer(train.labels, self.train_size, self.split_seed)), official.part(held)
 
     def thinned(self, train: ArraySplit) -> ArraySplit:
         """What is trained on of the images that are not held out: all of them, unless a dataset says otherwise."""

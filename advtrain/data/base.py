@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advtrain import checks
-from advtrain.random import seeded_generator
+from advtrain.random import seeded_generator, stream_seed
 from advtrain.types import Images, Labels, Logits, SettingError, Targets
 
 SPLITS = ("train", "validation", "test")
@@ -199,6 +199,30 @@ def held_out(labels: Tensor, size: int, split_seed: int) -> tuple[Tensor, Tensor
     # The k-th of a class's n images (from 0) stands at (k + ½) / n; cutting [0, 1] anywhere takes from all alike.
     order = by_class[((place + 0.5) / counts[labels[by_class]]).argsort(stable=True)]
     return order[size:].sort().values, order[:size].sort().values
+
+
+def fewer(labels: Tensor, train_size: int | None, split_seed: int) -> Tensor:
+    """Indices of the `train_size` images that are trained on, drawn at random, every class in proportion; ascending.
+
+    A larger number takes the same images and more. All of them when `train_size` is None.
+
+    Args:
+        labels: int64, shape (n,), of the images that are not held out.
+        train_size: how many, exactly.
+        split_seed: names the draw.
+
+    Raises:
+        SettingError: there are not so many.
+    """
+    n = len(labels)
+    if train_size is None or train_size == n:
+        return torch.arange(n)
+    if train_size > n:
+        raise SettingError(
+            f"data.train_size: expected at most the {n} training images that are not held out, got {train_size}; "
+            "lower it"
+        )
+    return held_out(labels, train_size, stream_seed(split_seed, "train_size"))[1]
 
 
 def subset_indices(labels: Tensor, n_examples: int | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from advtrain import checks
-from advtrain.data.base import SPLITS, Dataset, TrainLoader, held_out
+from advtrain.data.base import SPLITS, Dataset, TrainLoader, fewer, held_out
 from advtrain.data.folders import FolderLoader, FolderSplit
 from advtrain.data.mixing import mixing
 from advtrain.types import SettingError
@@ -27,6 +27,7 @@ class ImageFolder(Dataset):
         root: folder that holds train/ and val/, each with one folder of images per class.
         num_classes: how many class folders there are.
         validation_size: training images held out for choosing checkpoints.
+        train_size: how many of the others are trained on, see `base.fewer`; None for all.
         split_seed: chooses them; independent of the run's seed.
         size: side of the square that the model sees, in pixels.
         resize: shorter side to which an image is scaled before its central square is cut out, outside training.
@@ -49,6 +50,7 @@ class ImageFolder(Dataset):
         root: str,
         num_classes: int = 1000,
         validation_size: int = 10000,
+        train_size: int | None = None,
         split_seed: int = 0,
         size: int = 224,
         resize: int = 256,
@@ -63,6 +65,7 @@ class ImageFolder(Dataset):
         self.root = Path(root).expanduser()
         self.num_classes = checks.integer("data.num_classes", num_classes, low=2)
         self.validation_size = checks.integer("data.validation_size", validation_size, low=1)
+        self.train_size = None if train_size is None else checks.integer("data.train_size", train_size, low=1)
         self.split_seed = checks.integer("data.split_seed", split_seed)
         self.size = checks.integer("data.size", size, low=1)
         self.resize = checks.integer("data.resize", resize, low=self.size)
@@ -116,7 +119,11 @@ class ImageFolder(Dataset):
     def _train_and_validation(self) -> tuple[FolderSplit, FolderSplit]:
         official = self._scan("train")
         kept, held = held_out(official.labels, self.validation_size, self.split_seed)
-        return official.part(kept), official.part(held)
+        return self.thinned(official.part(kept)), official.part(held)
+
+    def thinned(self, train: FolderSplit) -> FolderSplit:
+        """What is trained on of the images that are not held out."""
+        return train.part(fewer(train.labels, self.train_size, self.split_seed))
 
     @cached_property
     def _test(self) -> FolderSplit:

@@ -58,9 +58,9 @@ class ImageNetLT(ImageFolder):
     def _train_and_validation(self) -> tuple[FolderSplit, FolderSplit]:
         train = self._read("index", self.index)
         if self.validation_index is not None:
-            return train, self._read("validation_index", self.validation_index)
+            return self.thinned(train), self._read("validation_index", self.validation_index)
         kept, held = held_out(train.labels, self.validation_size, self.split_seed)
-        return train.part(kept), train.part(held)
+        return self.thinned(train.part(kept)), train.part(held)
 
     @cached_property
     def _test(self) -> FolderSplit:

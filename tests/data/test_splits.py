@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from advtrain.data import CIFAR100, Digits
 from advtrain.data.arrays import whole
-from advtrain.data.base import evaluation_batches, held_out, subset_indices
+from advtrain.data.base import evaluation_batches, fewer, held_out, subset_indices
 from advtrain.types import SettingError
 
 
@@ -50,6 +52,37 @@ def test_the_split_seed_chooses_the_held_out_images() -> None:
 def test_a_split_with_nothing_on_one_side_is_refused(size: int) -> None:
     with pytest.raises(SettingError, match=r"data.validation_size: expected 1 to 199"):
         held_out(labels_of(100, 100), size, 0)
+
+
+@pytest.mark.parametrize("counts", [(50, 50, 50, 50), (90, 50, 7, 1)])
+def test_fewer_training_images_are_a_proportional_part(counts: tuple[int, ...]) -> None:
+    labels = labels_of(*counts)
+    some, more = fewer(labels, 40, split_seed=0), fewer(labels, 90, split_seed=0)
+    quota = torch.tensor(counts) * 40 / len(labels)
+    assert len(some) == 40 and ((labels[some].bincount(minlength=len(counts)) - quota).abs() <= 1).all()
+    assert set(some.tolist()) < set(more.tolist()) and some.tolist() == sorted(some.tolist())
+    assert fewer(labels, 40, 1).tolist() != some.tolist()
+    for size in (None, len(labels)):
+        assert torch.equal(fewer(labels, size, 0), torch.arange(len(labels)))
+    with pytest.raises(SettingError, match=rf"data.train_size: expected at most the {len(labels)} training images"):
+        fewer(labels, len(labels) + 1, 0)
+
+
+def test_fewer_training_images_leave_the_other_splits_alone() -> None:
+    whole, part = Digits(), Digits(train_size=200)
+    assert len(part.split("train")) == 200
+    for name in ("validation", "test"):
+        assert torch.equal(part.split(name).members, whole.split(name).members)
+    assert set(part.split("train").members.tolist()) < set(whole.split("train").members.tolist())
+
+
+def test_fewer_of_a_long_tail_keep_its_shape(real_data: Path) -> None:
+    counts = [
+        CIFAR100(root=str(real_data), download=False, imbalance=10, train_size=size).split("train").labels.bincount()
+        for size in (None, 5000)
+    ]
+    assert counts[1].sum() == 5000
+    assert ((counts[1] - counts[0] * (5000 / counts[0].sum())).abs() <= 1).all()
 
 
 def test_a_subset_is_the_first_images_unless_the_set_is_sorted_by_class() -> None:
