@@ -226,6 +226,7 @@ NAMES = {
     "DMWideResNet": "WideResNet-{depth}-{width}",
     "ThinResNet": "ResNet-{depth}x{width}",
     "VGG": "VGG-{depth}",
+    "MobileNetV2": "MobileNetV2x{width}",
 }
 # By the body's name in timm: how leaderboards write it, and RobustBench's word.
 CONV_STEMS = {

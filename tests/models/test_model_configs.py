@@ -52,11 +52,22 @@ def small_model(path: Path) -> nn.Module:
             config["name"] = sibling
     torch.manual_seed(0)
     model = build(config)
+    if path.stem == "mobilenet_v2":
+        return model  # its blocks depend on one another, and it is small
     for module in model.modules():
         for stage in ("blocks", "layer1", "layer2", "layer3", "layer4"):
             if isinstance(blocks := getattr(module, stage, None), nn.Sequential | nn.ModuleList):
                 setattr(module, stage, blocks[:1])
     return model
+
+
+def settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Gives each BatchNorm the statistics of these images."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(images)
 
 
 def test_the_choices_are_found() -> None:
@@ -74,7 +85,10 @@ def test_full_size_maps_images_to_one_logit_per_class(path: Path, monkeypatch: p
 
 @each_config
 def test_logits_are_finite_deterministic_and_per_image(path: Path) -> None:
-    model, images = small_model(path).eval(), images_for(path, 4)
+    model, images = small_model(path), images_for(path, 4)
+    if path.stem == "mobilenet_v1":
+        settle(model, images)  # PyTorch's initial weights shrink the outputs of its 27 layers below float32's precision
+    model.eval()
     with torch.no_grad():
         logits = model(images)
         assert logits.isfinite().all()

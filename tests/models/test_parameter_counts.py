@@ -33,6 +33,9 @@ CIFAR_100 = {
     "resnet32x4": 7.43,
     "vgg8": 3.97,
     "vgg13": 9.46,
+    "mobilenet_v2": 0.81,
+    "shufflenet_v1": 0.95,
+    "shufflenet_v2": 1.36,
 }
 # Millions, with 1000 classes: timm's results tables (param_count). The ConvStem models have RobustBench's shapes:
 # see test_zoo_compatibility.
@@ -45,6 +48,7 @@ IMAGENET = {
     "convnext_small": 50.22,
     "convnext_base": 88.59,
     "xcit_small": 26.25,
+    "mobilenet_v1": 4.23,
 }
 
 
