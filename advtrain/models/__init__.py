@@ -6,7 +6,7 @@ timm are imported when one of their models is built. `load_weights` and `checkpo
 
 from advtrain.models.dm_wide_resnet import DMWideResNet
 from advtrain.models.gradient_checkpointing import checkpoint_blocks
-from advtrain.models.libraries import conv_stem_model, resnet_50, timm_model
+from advtrain.models.libraries import conv_stem_model, resnet_50, timm_model, torchvision_model
 from advtrain.models.mobilenet_v1 import MobileNetV1
 from advtrain.models.mobilenet_v2 import MobileNetV2
 from advtrain.models.normalize import Normalize
@@ -40,4 +40,5 @@ __all__ = [
     "load_weights",
     "resnet_50",
     "timm_model",
+    "torchvision_model",
 ]

@@ -43,9 +43,8 @@ class ShuffleNetV1(nn.Module):
     The definition of CRD (Tian et al., 2020, arXiv:1910.10699) and mdistiller, whose state dicts load strictly.
     Differs from the paper: the stem is a 1 × 1 convolution of stride 1 without pooling, the depthwise convolution is
     followed by a ReLU, and a unit of stride 2 is narrower: inside it has a quarter of the channels that it adds, not of
-    its output's. Takes images in [0, 1], shape (n, 3, h, w), without normalisation; returns
-    logits, shape (n, C). The features averaged have an eighth of the image's height and width. Initialised as there,
-    by PyTorch's defaults.
+    its output's. Takes images in [0, 1], shape (n, 3, h, w), without normalisation; returns logits, shape (n, C). The
+    features averaged have an eighth of the image's height and width. Initialised as there, by PyTorch's defaults.
 
     Args:
         num_classes: C.

@@ -15,11 +15,12 @@ from torch.testing import assert_close
 from advtrain.config import build, config_dir
 
 PATHS = sorted(config_dir().glob("model/*.yaml"))
-NEEDED = {"timm": {"name": "resnet18"}}
+NEEDED = {"timm": {"name": "resnet18"}, "torchvision": {"name": "resnet18"}}
 SMALLER = {"depth": 10, "widen_factor": 1, "width": 1}  # for the Wide ResNets
 SIBLINGS = {  # of timm's families, and of the bodies for which there is a ConvStem
     "advtrain.models.timm_model": {"vit": "vit_tiny_patch16_224", "deit": "deit_tiny_patch16_224"}
     | {"convnext": "convnext_atto", "xcit": "xcit_nano_12_p16_224"},
+    "advtrain.models.torchvision_model": {"imagenet_resnet": "resnet18", "resnext": "resnext50_32x4d"},
     "advtrain.models.conv_stem_model": {"vit": "deit_small_patch16_224", "convnext": "convnext_tiny"},
 }
 NUM_CLASSES = 7
@@ -30,7 +31,7 @@ each_config = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in 
 def config_of(path: Path) -> dict[str, Any]:
     merged = OmegaConf.create({"data": {"num_classes": NUM_CLASSES}, "model": OmegaConf.load(path)})
     config = cast(dict[str, Any], OmegaConf.to_container(merged.model, resolve=True))
-    if "name" in config:
+    if config["_target_"].endswith(("timm_model", "conv_stem_model")):
         pytest.importorskip("timm")
     return config | NEEDED.get(path.stem, {})
 
