@@ -155,7 +155,7 @@ def our_settings(group: str, choice: str, num_classes: int | None) -> dict[str, 
 
     own = own_settings(group, choice, [config_dir()])
     around = OmegaConf.create({"data": {"num_classes": num_classes}, group: own})
-    return OmegaConf.to_container(around, resolve=True)[group]  # pyright: ignore[reportReturnType, reportCallIssue, reportArgumentType, reportIndexIssue]
+    return OmegaConf.to_container(around[group], resolve=True)  # pyright: ignore[reportReturnType]
 
 
 def _yaml(group: str, choice: str, folders: Sequence[Path]) -> dict[str, Any]:

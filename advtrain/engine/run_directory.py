@@ -65,7 +65,7 @@ def run_name(overrides: Sequence[str], choices: Mapping[str, str], seed: int) ->
 
 
 def _named(key: str, value: str) -> str:
-    """An override in a run's name. Of a teacher's path what tells teachers apart, without the folders of one machine."""
+    """An override in a run's name; of a teacher's path what tells teachers apart, not the folders of one machine."""
     path = Path(value.strip("'\""))
     if key == "teacher.source" and path.name:
         inside = path.parent.name == "checkpoints"
@@ -92,7 +92,7 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         stored = {**config, "provenance": provenance()}
         write_text(path, yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
         return
-    old, new = (flat(_without_idle_teacher(settings)) for settings in (load_config(directory), config))
+    old, new = _compared(load_config(directory)), _compared(config)
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
@@ -105,10 +105,12 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _without_idle_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings of a teacher that there is not: older runs have none of them."""
-    teacher = config.get("teacher") or {}
-    return {key: value for key, value in config.items() if key != "teacher" or teacher.get("source") is not None}
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys, without a teacher's where there is none: runs from before there were teachers have no such keys."""
+    values = flat(config)
+    if values.get("teacher.source") is None:
+        return {key: value for key, value in values.items() if not key.startswith("teacher.")}
+    return values
 
 
 def load_config(directory: Path) -> dict[str, Any]:

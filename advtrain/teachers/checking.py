@@ -67,9 +67,7 @@ def _check_weights(settings: TeacherSettings) -> None:
             f"of {prefix.rstrip(':')}"
         )
     if weights is not None and settings.download and prefix != OURS:
-        raise SettingError(
-            f"teacher.download=true: expected no teacher.weights, got {weights}; choose one of the two"
-        )
+        raise SettingError(f"teacher.download=true: expected no teacher.weights, got {weights}; choose one of the two")
     if weights is not None and not Path(weights).expanduser().is_file():
         raise SettingError(f"teacher.weights: expected the path of a state dict, got {weights!r}; no such file")
 
@@ -89,9 +87,12 @@ def _check_standardisation(settings: TeacherSettings, channels: int) -> None:
     for key, values in given.items():
         in_range = all(0 <= value <= 1 and (value > 0 or key == "mean") for value in values)
         if len(values) != channels or not in_range:
+            numbers = (
+                f"{channels} number{'s' if channels > 1 else ''} {'from 0' if key == 'mean' else 'above 0'} up to 1"
+            )
             raise SettingError(
-                f"teacher.{key}: expected {channels} of numbers {'from 0' if key == 'mean' else 'above 0 and'} to 1, "
-                f"one for each channel of images in [0, 1], got {values}; fix them"
+                f"teacher.{key}: expected {numbers}, one per channel of images in [0, 1], got {values}; "
+                "of grey levels take the 255th part"
             )
 
 
@@ -141,13 +142,19 @@ def _check_path(settings: TeacherSettings, data: Dataset, directory: Path | None
         )
     else:
         got = "a folder that is neither" if path.is_dir() else "no such path"
-        prefix, colon, name = word.partition(":")
-        near = get_close_matches(prefix + colon, PREFIXES, n=1) if colon else []
-        remedy = f"did you mean teacher.source={near[0]}{name}?" if near else "check the path"
         raise SettingError(
             f"teacher.source: expected a run directory, a checkpoint, a bundle or {NAMES}, got {word!r}, {got}; "
-            f"{remedy}"
+            f"{_remedy(word)}"
         )
+
+
+def _remedy(word: str) -> str:
+    """What may have been meant by a word that is no path."""
+    if word in choices("model"):
+        return f"did you mean teacher.source={OURS}{word}?"
+    prefix, colon, name = word.partition(":")
+    near = get_close_matches(prefix + colon, PREFIXES, n=1) if colon else []
+    return f"did you mean teacher.source={near[0]}{name}?" if near else "check the path"
 
 
 def _check_run(settings: TeacherSettings, data: Dataset, run: Path, checkpoint: Path) -> None:
@@ -184,6 +191,18 @@ def zoo_arguments(settings: TeacherSettings, data: Dataset, threat: ThreatSettin
     norm = zoo_norm(settings.name, dataset=dataset, norm=threat.norm)
     folder = Path(settings.model_dir).expanduser()
     return {"dataset": dataset, "threat_norm": norm, "model_dir": folder, "download": settings.download}
+
+
+def trained_on(settings: TeacherSettings) -> tuple[dict[str, Any], str | None] | None:
+    """The data that a teacher was trained on, as its run's configuration has them, and their name.
+
+    None where the source is no run; a name of None where the data are a class of others, which is not imported.
+    """
+    found = None if settings.prefix else run_and_checkpoint(str(settings.source), settings.checkpoint)
+    if found is None:
+        return None
+    stored = directories.load_config(found[0])
+    return stored["data"], dataset_of(stored)
 
 
 def dataset_of(stored: dict[str, Any]) -> str | None:

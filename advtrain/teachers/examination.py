@@ -22,8 +22,7 @@ from advtrain.engine.execution import record_execution, recorded_execution
 from advtrain.engine.numerics import Numerics, untried_kernels
 from advtrain.evaluation.statistics import binomial_tail
 from advtrain.losses import Distillation, Loss, Teacher
-from advtrain.sources import run_and_checkpoint
-from advtrain.teachers.checking import dataset_of
+from advtrain.teachers.checking import trained_on
 from advtrain.teachers.settings import TeacherSettings
 from advtrain.types import SettingError
 
@@ -190,20 +189,18 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(tensors.items()):
         value = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def remark(settings: TeacherSettings, data: Dataset, data_config: dict[str, Any]) -> str:
     """Whether the teacher may have been trained on the held-out images of this run; empty where it was not."""
-    found = None if settings.prefix else run_and_checkpoint(str(settings.source), settings.checkpoint)
-    if found is None:
+    known = trained_on(settings)
+    if known is None:
         return "if it was trained on these images, too, that figure is optimistic"
-    stored = directories.load_config(found[0])
-    theirs, trained_on = stored["data"], dataset_of(stored)
-    if trained_on != data.name:
-        known = trained_on or "another dataset"
-        return f"it was trained on {known}; if these images are among those, that figure is optimistic"
+    theirs, name = known
+    if name != data.name:
+        return f"it was trained on {name or 'other data'}; if these images are among those, that figure is optimistic"
     # With the same split_seed a larger held-out part contains a smaller one.
     larger = theirs["validation_size"] >= data_config["validation_size"]
     if larger and all(theirs.get(key) == data_config.get(key) for key in SPLIT_SETTINGS):
@@ -213,7 +210,7 @@ def remark(settings: TeacherSettings, data: Dataset, data_config: dict[str, Any]
         for key in ("validation_size", *SPLIT_SETTINGS)
         if theirs.get(key) != data_config.get(key)
     ]
-    return f"it was trained with {' '.join(differing)}, so on some of these images: that figure is optimistic"
+    return f"it was trained with {' '.join(differing)}, so it may know some of these images: that figure is optimistic"
 
 
 def _check_agreement(digest: str, teacher: Teacher, device: torch.device) -> None:

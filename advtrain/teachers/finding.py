@@ -1,6 +1,5 @@
 """The network that `teacher.source` names, built and fitted to the data."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from advtrain.models import load_weights, timm_model, torchvision_model
 from advtrain.models.fit import check_fit
 from advtrain.models.pretrained import standardised, trained_torchvision_model
 from advtrain.sources import ZOO_PREFIX, averaged_model, bundle_model, run_and_checkpoint
-from advtrain.teachers.checking import zoo_arguments
+from advtrain.teachers.checking import trained_on, zoo_arguments
 from advtrain.teachers.settings import TIMM, TORCHVISION, TeacherSettings
 from advtrain.teachers.words import own_words
 from advtrain.types import SettingError
@@ -47,7 +46,9 @@ def find_teacher(settings: TeacherSettings, data: Dataset, threat: ThreatSetting
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         remedy = "see whether it can be fetched from here" if settings.download else "check what it is"
         raise SettingError(f"{what}: expected a trained network, got {reason}; {remedy}") from error
-    remedy = f"choose one for the images and classes of data {data.name}"
+    known = trained_on(settings)
+    own = f"it was trained on {known[1]}; " if known is not None and known[1] not in (None, data.name) else ""
+    remedy = f"{own}choose one for the images and classes of data {data.name}"
     check_fit(model, data.image_shape, data.num_classes, what=what, remedy=remedy)
     return Teacher(model, name=str(settings.source))
 
