@@ -57,7 +57,7 @@ class RobustDistillation(Distillation):
     averages, as in the published code of ARD, IAD and RSLAD. A natural pass that drives nothing takes no gradient.
 
     Args:
-        alpha: α, from 0 to 1.
+        alpha: α, from 0 to 1; a word such as 5/6 is read as a fraction.
         temperature: T.
         divergence: D: kl or ikl.
         num_classes: C, for the class prior of divergence=ikl.
@@ -78,7 +78,7 @@ class RobustDistillation(Distillation):
     def __init__(
         self,
         *,
-        alpha: float,
+        alpha: float | str,
         temperature: float,
         divergence: str,
         num_classes: int | None,

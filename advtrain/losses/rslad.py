@@ -24,7 +24,7 @@ class RSLAD(RobustDistillation):
     def __init__(
         self,
         *,
-        alpha: float = 5 / 6,
+        alpha: float | str = 5 / 6,
         divergence: str = "kl",
         num_classes: int | None = None,
         kl_weight: float = 1.0,
