@@ -41,15 +41,21 @@ class Loss(nn.Module, ABC):
 
     def __init__(self, *, inner: str) -> None:
         super().__init__()
-        words = objectives.INNER if self.attacks_by_teacher else objectives.PLAIN
-        if inner in objectives.BY_TEACHER and inner not in words:
+        self.inner_objective = self._inside(inner)
+
+    def _inside(self, inner: str) -> str:
+        """The setting `loss.inner`."""
+        if inner == "ikl" and not self.weighs_pairs:
+            raise SettingError(self._no_ikl_inside())
+        if self.attacks_by_teacher:
+            words = [word for word in objectives.INNER if word != "ikl" or self.weighs_pairs]
+            return checks.choice("loss.inner", inner, words)
+        if inner in objectives.BY_TEACHER:
             raise SettingError(
                 f"loss.inner={inner} with loss {type(self).__name__}: expected a loss whose attack knows a teacher; "
                 "choose loss=rslad or loss=adaad (say), or loss.inner=kl"
             )
-        self.inner_objective = checks.choice("loss.inner", inner, words)
-        if inner == "ikl" and not self.weighs_pairs:
-            raise SettingError(self._no_ikl_inside())
+        return checks.choice("loss.inner", inner, objectives.PLAIN)
 
     def _no_ikl_inside(self) -> str:
         if self.attacks_by_teacher:
