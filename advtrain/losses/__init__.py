@@ -19,7 +19,7 @@ from advtrain.losses.adaad import AdaAD
 from advtrain.losses.ard import ARD
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
-from advtrain.losses.distillation import CleanDistillation, Distillation
+from advtrain.losses.distillation import CleanDistillation, Distillation, taught_beside
 from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
 from advtrain.losses.iad import IAD
@@ -58,5 +58,6 @@ __all__ = [
     "Teacher",
     "divergences",
     "functional",
+    "taught_beside",
     "transfer",
 ]

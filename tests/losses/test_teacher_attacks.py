@@ -1,4 +1,4 @@
-"""Attacks that maximise a divergence from the teacher: value and gradient by autograd written out, and where they fit."""
+"""Attacks that maximise a divergence from the teacher: value and gradient written out, and where they fit."""
 
 from typing import Any
 
