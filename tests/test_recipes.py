@@ -12,6 +12,7 @@ from PIL import Image
 from advtrain.composition import choices, compose, groups, recipe
 from advtrain.config import config_dir
 from advtrain.data.cifar import CIFAR
+from advtrain.models import ThinResNet
 from advtrain.runs import check_training, make_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,13 +69,24 @@ def drawn(n: int, classes: int, shape: tuple[int, int, int]) -> tuple[torch.Tens
 
 
 def class_folders(root: Path) -> Path:
-    """train/ and val/ with two classes of eight images each."""
+    """train/ and val/ with two classes of eight images each, and the index files of a long-tailed part."""
     pixels = drawn(16, 2, (48, 48, 3))[0].numpy()
     for i, (part, name) in enumerate(itertools.product(("train", "val"), "ab")):
         (root / part / name).mkdir(parents=True)
         for j in range(8):
             Image.fromarray(pixels[(8 * i + j) % 16]).save(root / part / name / f"{j}.png")
+    lists = {"train": ("train", 8), "val": ("val", 4), "test": ("val", 8)}
+    for name, (part, n) in lists.items():
+        lines = [f"{part}/{'ab'[label]}/{j}.png {label}\n" for label in (0, 1) for j in range(n)]
+        (root / f"ImageNet_LT_{name}.txt").write_text("".join(lines))
     return root
+
+
+def miniature_teacher(num_classes: int, folder: Path) -> list[str]:
+    """Settings that put a small network in the place of a recipe's teacher."""
+    torch.manual_seed(0)
+    torch.save(ThinResNet(num_classes=num_classes, depth=8).state_dict(), folder / "teacher.pt")
+    return ["teacher.source=model:resnet8", f"teacher.weights={folder / 'teacher.pt'}"]
 
 
 def miniature(data: str, folder: Path) -> list[str]:
@@ -82,7 +94,7 @@ def miniature(data: str, folder: Path) -> list[str]:
     words = ["trainer.batch_size=4", "trainer.precision=fp32", "data.validation_size=8"]
     if data == "digits":
         return [*words, "model=small_cnn", "model.width=4", "model.hidden=8"]
-    words += ["model=preact_resnet_small", "model.width=4"]
+    words += ["model=preact_resnet_small", "model.width=4", "data.train_size=null"]
     if data.endswith("_generated"):
         pixels, labels = drawn(16, 10, (32, 32, 3))
         np.savez(folder / "generated.npz", image=pixels.numpy(), label=labels.numpy())
@@ -97,7 +109,10 @@ def miniature(data: str, folder: Path) -> list[str]:
 def test_two_real_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe as it is but for images, network and batch, in its first and in its last epoch."""
     monkeypatch.setattr(CIFAR, "read", lambda data, train: drawn(32, data.classes, data.image_shape))
-    words = miniature(recipe(name, [config_dir()])[0]["data"], tmp_path)
+    chosen, settings = recipe(name, [config_dir()])
+    words = miniature(chosen["data"], tmp_path)
+    if "teacher" in settings:
+        words += miniature_teacher({"cifar10": 10, "cifar100": 100}.get(chosen["data"], 2), tmp_path)
     # What a recipe compiles is the same step, and takes a minute to build.
     config = compose("train", [f"experiment={name}", *words, "trainer.compile=off"])
     parts = check_training(config)
@@ -106,7 +121,7 @@ def test_two_real_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     losses, epochs = [], config["trainer"]["epochs"]
     trainer.model.train()
     for epoch, batch in zip((1, epochs), trainer.train_loader.epoch(1), strict=False):
-        attack = parts["attack"].for_epoch(epoch, epochs)
+        attack = parts["attack"] and parts["attack"].for_epoch(epoch, epochs)
         perturbation = parts["weight_perturbation"].for_epoch(epoch)
         losses.append(trainer.step(batch, attack, perturbation, epoch, 0)["loss"])
     assert all(torch.isfinite(loss) for loss in losses) and len(losses) == 2
