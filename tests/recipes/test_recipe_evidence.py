@@ -8,6 +8,7 @@ import pytest
 from advtrain.composition import choices, compose
 from advtrain.recipes import evidence_of, predicted_pflop, settings_of
 from advtrain.types import SettingError
+from tests.composed import composed
 
 EXPERIMENTS = choices("experiment")
 SIZES = {"Digits": 1797 - 360, "CIFAR10": 50000, "CIFAR100": 50000}  # training images
@@ -29,7 +30,7 @@ def images_trained_on(data: dict[str, Any], unknown: int) -> int:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_evidence_accounts_for_every_setting_and_the_cost(name: str) -> None:
-    evidence, config = evidence_of(name), compose("train", [f"experiment={name}"])
+    evidence, config = evidence_of(name), composed(name)
     sources = evidence.hyper_parameters
     silent = [setting for setting in settings_of(name) if sources.origin(setting) is None]
     assert not silent, f"{name}: evidence.hyper_parameters does not say where {', '.join(silent)} come from"
