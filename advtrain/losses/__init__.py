@@ -17,8 +17,10 @@ from advtrain.losses import divergences, functional, transfer
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.distillation import CleanDistillation, Distillation
+from advtrain.losses.dkd import DKD
 from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
+from advtrain.losses.gkl_kd import GKLKD
 from advtrain.losses.ikl import IKL
 from advtrain.losses.ikl_kd import IKLKD
 from advtrain.losses.kd import KD
@@ -30,8 +32,10 @@ from advtrain.losses.teacher import Teacher
 from advtrain.losses.trades import TRADES
 
 __all__ = [
+    "DKD",
     "DKL",
     "GKL",
+    "GKLKD",
     "IKL",
     "IKLKD",
     "KD",

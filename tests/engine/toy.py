@@ -11,7 +11,23 @@ from advtrain.attacks import PGD
 from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
 from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
-from advtrain.losses import DKL, GKL, IKL, IKLKD, KD, KL, MART, PGDAT, TRADES, Distillation, Loss, Standard, Teacher
+from advtrain.losses import (
+    DKD,
+    DKL,
+    GKL,
+    GKLKD,
+    IKL,
+    IKLKD,
+    KD,
+    KL,
+    MART,
+    PGDAT,
+    TRADES,
+    Distillation,
+    Loss,
+    Standard,
+    Teacher,
+)
 
 
 class Toy(ArrayDataset):
@@ -54,6 +70,9 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "ikl_kd_code": lambda: with_teacher(
         IKLKD(num_classes=4, global_weights=False, prior_temperature=100, warmup_epochs=2)
     ),
+    "dkd": lambda: with_teacher(DKD(warmup_epochs=2)),
+    "gkl_kd": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, warmup_epochs=2)),
+    "gkl_kd_code": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, global_weights=False, warmup_epochs=2)),
 }
 
 # Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
