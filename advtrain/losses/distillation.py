@@ -60,9 +60,25 @@ class Distillation(Loss):
         Raises:
             RuntimeError: there is no teacher yet.
         """
+        return self._held()(x)
+
+    def network(self) -> nn.Module:
+        """The teacher's network in eval mode, for attacks whose gradient goes through it, too.
+
+        Raises:
+            RuntimeError: there is no teacher yet.
+        """
+        return self._held().model.eval()
+
+    def _held(self) -> Teacher:
         if self.teacher is None:
             raise RuntimeError(f"expected a teacher, got none; call {type(self).__name__}.hold(Teacher(model))")
-        return self.teacher(x)
+        return self.teacher
+
+    @property
+    def needs_taught_adv(self) -> bool:
+        """Whether `outer` compares with what the teacher says of x', and takes it as `taught_adv`, shape (N, C)."""
+        return False
 
     @property
     def has_prior(self) -> bool:
@@ -102,6 +118,22 @@ class Distillation(Loss):
     def inner(self, model: nn.Module, x: Images, y: Targets, taught: Logits | None = None) -> Objective:
         """As `Loss.inner`; `taught` as for `outer`."""
         return super().inner(model, x, y)
+
+
+def taught_beside(loss: Loss, x: Images, known: Logits | None = None) -> tuple[Logits, ...]:
+    """What `inner` and `outer` of the loss take beside images and labels.
+
+    Args:
+        loss: any.
+        x: natural images.
+        known: the teacher's logits of them, where they are known.
+
+    Returns:
+        The teacher's logits of x, asked for where they are not known; nothing for a loss without a teacher.
+    """
+    if not isinstance(loss, Distillation):
+        return ()
+    return (loss.taught(x) if known is None else known,)
 
 
 class CleanDistillation(Distillation):

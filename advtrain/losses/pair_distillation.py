@@ -1,6 +1,7 @@
 """What IKL and GKL between a teacher and its student share: two terms, two switches, weights of pairs of classes."""
 
 from advtrain import checks
+from advtrain.losses import objectives
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.distillation import CleanDistillation
 from advtrain.losses.shapes import prepared
@@ -56,7 +57,7 @@ class PairDistillation(CleanDistillation):
         """p of the wMSE, shape (N, C), constant, in the precision of the teacher's logits or float32."""
         if self.prior is not None:
             return prepared(self.prior(y), taught.detach())[0]
-        return (prepared(taught.detach())[0] / self.prior_temperature).softmax(1)
+        return objectives.softened(taught, self.prior_temperature)
 
     def pair_formula(self, power: str = "", normaliser: str = "") -> str:
         """The two terms in one line, with what stands on the weights and how they are normalised."""

@@ -13,7 +13,7 @@ from advtrain.composition import compose
 from advtrain.config import build
 from advtrain.losses import DKD, GKLKD, IKLKD, KD, CleanDistillation, Teacher
 from advtrain.types import SettingError
-from tests.losses.test_transfer import dkd_of_image, kd_of_image, pairs_of_image, soft_ce_of_image
+from tests.losses import loops
 from tests.losses.toy import made, of_kind
 
 CLEAN = of_kind(lambda loss: isinstance(loss, CleanDistillation))
@@ -69,19 +69,17 @@ def expected(name: str, t: Tensor, f: Tensor, y: Tensor, prior: Tensor | None) -
     """What the teacher's logits t ask of the student's f: image by image, from the formulas."""
     n = len(y)
     if name == "kd":
-        return sum(0.9 * kd_of_image(t[i], f[i], 4.0) for i in range(n)) / n
+        return sum(0.9 * loops.kd(t[i], f[i], 4.0) for i in range(n)) / n
     if name == "dkd":
-        return sum(dkd_of_image(t[i], f[i], int(y[i]), 1.0, 8.0, 4.0) for i in range(n)) / n
-    soft = sum(soft_ce_of_image(t[i], f[i], 4.0) for i in range(n)) / n
+        return sum(loops.dkd(t[i], f[i], int(y[i]), 1.0, 8.0, 4.0) for i in range(n)) / n
+    soft = sum(loops.soft_ce(t[i] / 4, f[i] / 4) for i in range(n)) / n
     if name in ("ikl_kd", "ikl_kd_code"):
         p = (t / 100).softmax(1) if prior is None else prior[y]
-        return sum(8 * pairs_of_image(t[i], f[i], p[i].tolist()) for i in range(n)) / n + soft
+        return sum(8 * loops.pairs(p[i].tolist(), t[i], f[i]) for i in range(n)) / n + soft
     if name in ("gkl_kd", "gkl_kd_code"):
         gamma, weight = (0.1, 4) if prior is None else (0.05, 16)
         q = ((t / 4).softmax(1) if prior is None else prior[y]).pow(gamma)
-        return (
-            weight * sum(pairs_of_image(t[i], f[i], q[i].tolist()) for i in range(n)) / q.sum(1).square().sum() + soft
-        )
+        return weight * sum(loops.pairs(q[i].tolist(), t[i], f[i]) for i in range(n)) / q.sum(1).square().sum() + soft
     raise KeyError(name)
 
 
@@ -146,7 +144,7 @@ def test_with_the_asymmetry_kept_only_cross_entropies_drive_the_student(name: st
     student, (x, y) = network(seed=2), batch()
     f = student(x).detach().requires_grad_()
     kept, broken = (configured(name, break_asymmetry=flag).outer(Given(f), x, x, y)[0] for flag in (False, True))
-    soft = sum(soft_ce_of_image(t, row, 4.0) for t, row in zip(teacher()(x), f, strict=True)) / 6
+    soft = sum(loops.soft_ce(t / 4, row / 4) for t, row in zip(teacher()(x), f, strict=True)) / 6
     gradients = [torch.autograd.grad(value, f)[0] for value in (kept, cross_entropy(f, y) + soft, broken)]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(kept, broken, rtol=1e-12, atol=0)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
-from itertools import product
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advtrain.losses import functional, transfer
+from tests.losses import loops
 
 CLASSES = 5
 
@@ -27,40 +27,6 @@ def weights(n: int = 6) -> Tensor:
     return torch.rand(n, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).softmax(1)
 
 
-def probabilities(row: Tensor, temperature: float) -> list[Tensor]:
-    exponentials = [(o / temperature).exp() for o in row]
-    return [e / sum(exponentials) for e in exponentials]
-
-
-def kd_of_image(m: Tensor, n: Tensor, temperature: float) -> Tensor:
-    s, q = probabilities(m, temperature), probabilities(n, temperature)
-    return temperature**2 * sum(a * (a.log() - b.log()) for a, b in zip(s, q, strict=True))
-
-
-def dkd_of_image(m: Tensor, n: Tensor, label: int, alpha: float, beta: float, temperature: float) -> Tensor:
-    s, q = probabilities(m, temperature), probabilities(n, temperature)
-    other_s, other_q = (sum(p for j, p in enumerate(row) if j != label) for row in (s, q))
-    target = s[label] * (s[label] / q[label]).log() + other_s * (other_s / other_q).log()
-    others = [
-        a / other_s * ((a / other_s) / (b / other_q)).log()
-        for j, (a, b) in enumerate(zip(s, q, strict=True))
-        if j != label
-    ]
-    return temperature**2 * (alpha * target + beta * sum(others))
-
-
-def soft_ce_of_image(m: Tensor, n: Tensor, temperature: float) -> Tensor:
-    s, q = probabilities(m, temperature), probabilities(n, temperature)
-    return -sum(a * b.log() for a, b in zip(s, q, strict=True))
-
-
-def pairs_of_image(m: Tensor, n: Tensor, p: list[float]) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for j, k in product(range(len(p)), repeat=2):
-        total = total + p[j] * p[k] * ((m[j] - m[k]) - (n[j] - n[k])) ** 2 / 4
-    return total
-
-
 def assert_same(actual: Tensor, expected: Tensor, student: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
@@ -75,15 +41,15 @@ def mean(values: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("temperature", (1.0, 4.0))
 def test_kd_equals_the_loop(temperature: float) -> None:
     m, n, _ = logits()
-    expected = mean([kd_of_image(*rows, temperature) for rows in zip(m, n, strict=True)])
+    expected = mean([loops.kd(*rows, temperature) for rows in zip(m, n, strict=True)])
     assert_same(transfer.kd(m, n, temperature=temperature), expected, n)
 
 
 def test_kd_is_the_soft_cross_entropy_times_t_squared_up_to_the_teachers_entropy() -> None:
     m, n, _ = logits()
     kd = transfer.kd(m, n, temperature=3.0)
-    ce = 9 * mean([soft_ce_of_image(*rows, 3.0) for rows in zip(m, n, strict=True)])
-    entropy = -sum(p * math.log(p) for row in m for p in (v.item() for v in probabilities(row, 3.0))) / 6
+    ce = 9 * mean([loops.soft_ce(*(row / 3 for row in rows)) for rows in zip(m, n, strict=True)])
+    entropy = -sum(p * math.log(p) for row in m for p in (v.item() for v in loops.softmax(row / 3))) / 6
     assert (ce - kd).item() == pytest.approx(9 * entropy, rel=1e-12) and entropy > 0.5
     torch.testing.assert_close(torch.autograd.grad(kd, n), torch.autograd.grad(ce, n), rtol=1e-10, atol=1e-13)
 
@@ -101,7 +67,7 @@ def test_the_gradient_of_kd_hardly_depends_on_a_high_temperature() -> None:
 def test_dkd_equals_the_loop(alpha: float, beta: float, temperature: float) -> None:
     m, n, y = logits()
     expected = mean(
-        [dkd_of_image(*rows, label, alpha, beta, temperature) for *rows, label in zip(m, n, y.tolist(), strict=True)]
+        [loops.dkd(*rows, label, alpha, beta, temperature) for *rows, label in zip(m, n, y.tolist(), strict=True)]
     )
     assert_same(transfer.dkd(m, n, y, alpha=alpha, beta=beta, temperature=temperature), expected, n)
 
@@ -111,9 +77,9 @@ def test_dkd_is_kd_where_beta_is_what_the_teacher_leaves_to_the_other_classes() 
     m, n, y = logits()
     for i in range(6):
         rows = slice(i, i + 1)
-        left = sum(p.item() for j, p in enumerate(probabilities(m[i], 4.0)) if j != y[i])
+        left = sum(p.item() for j, p in enumerate(loops.softmax(m[i] / 4)) if j != y[i])
         dkd = transfer.dkd(m[rows], n[rows], y[rows], alpha=1.0, beta=left, temperature=4.0)
-        assert_same(dkd, kd_of_image(m[i], n[i], 4.0), n)
+        assert_same(dkd, loops.kd(m[i], n[i], 4.0), n)
 
 
 def exact_dkd(m: list[float], n: list[float], label: int) -> tuple[float, float]:
@@ -159,8 +125,8 @@ def test_ikl_kd_equals_the_loop(ba: bool, temperature: float) -> None:
     m, n, _ = logits()
     p = weights()
     terms = [
-        8 * pairs_of_image(m[i], n[i] if ba else n[i].detach(), p[i].tolist())
-        + 3 * soft_ce_of_image(m[i], n[i], temperature)
+        8 * loops.pairs(p[i].tolist(), m[i], n[i] if ba else n[i].detach())
+        + 3 * loops.soft_ce(m[i] / temperature, n[i] / temperature)
         for i in range(6)
     ]
     settings = {"wmse_weight": 8.0, "ce_weight": 3.0, "temperature": temperature, "break_asymmetry": ba}
@@ -172,9 +138,9 @@ def test_ikl_kd_equals_the_loop(ba: bool, temperature: float) -> None:
 def test_gkl_kd_equals_the_loop(ba: bool, gamma: float) -> None:
     m, n, _ = logits()
     q = [[v**gamma for v in row] for row in weights().tolist()]
-    pairs = sum(pairs_of_image(m[i], n[i] if ba else n[i].detach(), q[i]) for i in range(6))
+    pairs = sum(loops.pairs(q[i], m[i], n[i] if ba else n[i].detach()) for i in range(6))
     normalised = pairs / sum(sum(row) ** 2 for row in q)
-    expected = 8 * normalised + 3 * mean([soft_ce_of_image(m[i], n[i], 4.0) for i in range(6)])
+    expected = 8 * normalised + 3 * mean([loops.soft_ce(m[i] / 4, n[i] / 4) for i in range(6)])
     settings = {"wmse_weight": 8.0, "ce_weight": 3.0, "temperature": 4.0, "break_asymmetry": ba}
     assert_same(transfer.gkl_kd(m, n, weights(), gamma=gamma, **settings), expected, n)
 
