@@ -73,8 +73,8 @@ def method(run: Path, config: Mapping[str, Any]) -> str:
     if "teacher" in run.name.split("-")[0]:
         return "teacher"
     loss = config["loss"]
-    name = loss["_target_"].rpartition(".")[2]
-    word = CLASSES.get(name, name.lower())
+    name = str(loss["_target_"]).rpartition(".")[2]
+    word = CLASSES.get(name) or name.lower()
     if config["weight_perturbation"]["_target_"].endswith("AWP"):
         word += " + awp"
     return f"{word}, ikl" if loss.get("divergence") == "ikl" else word
