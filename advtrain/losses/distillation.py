@@ -60,9 +60,25 @@ class Distillation(Loss):
         Raises:
             RuntimeError: there is no teacher yet.
         """
+        return self._held()(x)
+
+    def network(self) -> nn.Module:
+        """The teacher's network in eval mode, for attacks whose gradient goes through it, too.
+
+        Raises:
+            RuntimeError: there is no teacher yet.
+        """
+        return self._held().model.eval()
+
+    def _held(self) -> Teacher:
         if self.teacher is None:
             raise RuntimeError(f"expected a teacher, got none; call {type(self).__name__}.hold(Teacher(model))")
-        return self.teacher(x)
+        return self.teacher
+
+    @property
+    def needs_taught_adv(self) -> bool:
+        """Whether `outer` compares with what the teacher says of x', and takes it as `taught_adv`, shape (N, C)."""
+        return False
 
     @property
     def has_prior(self) -> bool:
