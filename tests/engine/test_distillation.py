@@ -32,8 +32,12 @@ def teacher_of(run: Trainer) -> Teacher:
     return run.loss.teacher
 
 
+def first_convolution(model: nn.Module) -> nn.Conv2d:
+    return next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+
+
 class Counts:
-    """Passes through a run's student and its teacher, counted by hooks on their first layers.
+    """Passes through a run's student and its teacher, counted by hooks on their first convolutions.
 
     Attributes:
         student, teacher: forward passes.
@@ -42,9 +46,10 @@ class Counts:
 
     def __init__(self, run: Trainer) -> None:
         self.student = self.teacher = self.backward = 0
-        run.model[0].register_forward_hook(lambda *_: self._add("student"))
-        run.model[0].bias.register_hook(lambda gradient: self._add("backward"))
-        teacher_of(run).model[0].register_forward_hook(lambda *_: self._add("teacher"))
+        student, teacher = (first_convolution(model) for model in (run.model, teacher_of(run).model))
+        student.register_forward_hook(lambda *_: self._add("student"))
+        student.weight.register_hook(lambda gradient: self._add("backward"))
+        teacher.register_forward_hook(lambda *_: self._add("teacher"))
 
     def _add(self, name: str) -> None:
         setattr(self, name, getattr(self, name) + 1)
@@ -83,6 +88,24 @@ def test_perturbed_weights_ask_the_teacher_nothing_anew(name: str, perturbation:
     counts = Counts(run)
     take_step(run, perturbation)
     assert counts.found == (6, 6, 3)
+
+
+# Of t(x), of x' at each of the attack's two steps, and of x' at its end.
+ASKED = {"ard": 1, "rslad": 1, "adaad": 1 + 2 + 1, "iad": 1 + 1}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_robust_step_asks_its_teacher_no_more_than_it_must(name: str, tmp_path: Path) -> None:
+    """Whatever the natural logits are for, attack, loss or a perturbation of the weights: once for each piece."""
+    run = trainer(tmp_path, loss=LOSSES[name](), accumulation=3)
+    run.loss.start_epoch(2)
+    counts = Counts(run)
+    take_step(run, AWP())
+    assert counts.teacher == 3 * ASKED[name]
+
+
+def test_every_loss_that_holds_a_teacher_is_here() -> None:
+    assert {*CLEAN, *ASKED} == set(TAUGHT)
 
 
 @pytest.mark.parametrize("name", TAUGHT)
