@@ -25,7 +25,9 @@ def images_trained_on(data: dict[str, Any], unknown: int) -> int:
         classes = data["num_classes"]
         counts = [int(whole / classes * imbalance ** (-c / (classes - 1)) + 1e-6) for c in range(classes)]
         left = sum(min(count, left // classes) for count in counts)
-    return data.get("train_size") or left
+    train_size = data["train_size"] or left
+    assert train_size <= left
+    return train_size
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
