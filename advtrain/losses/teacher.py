@@ -16,7 +16,7 @@ class Teacher:
 
     Args:
         model: images in [0, 1], shape (n, c, h, w), to logits, shape (n, C), with its own normalisation inside; changed
-            to eval mode, without gradients of its parameters.
+            to eval mode, without gradients of its parameters. A copy, where the network itself is to be trained on.
         name: for people.
 
     Attributes:
