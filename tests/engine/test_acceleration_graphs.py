@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from advtrain.engine import AWP
 from advtrain.engine.acceleration import Acceleration, Passes, compiled, passes
 from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed, recording_clearly
 from advtrain.engine.modes import attack_mode
-from advtrain.losses import IKL, PGDAT, TRADES, Loss
+from advtrain.losses import IKL, PGDAT, TRADES, AdaAD, Loss
 from advtrain.types import SettingError
 from tests.engine.accelerating import accelerated, assert_same_training
-from tests.engine.toy import DATA, LOSSES, network, trainer
+from tests.engine.toy import DATA, LOSSES, network, trainer, with_teacher
 
 GRAPH = Acceleration("off", cuda_graph=True)
 CPU = torch.device("cpu")
@@ -79,6 +80,7 @@ LOSSES_INSIDE: dict[str, Callable[[], Loss]] = {
     "dlr": lambda: PGDAT(inner="dlr"),
     "kl": TRADES,
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
+    "adaptive_ikl": lambda: with_teacher(AdaAD(inner="adaptive_ikl")),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": lambda eps: PGD(eps=eps, steps=3),
@@ -92,6 +94,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 def assert_replays_equal_eager(record: Any, loss: Loss, make: Callable[..., Attack], device: torch.device) -> None:
     """Over batches of two sizes, growing radii and weights that an optimiser moves; all results kept to the end."""
     model, loss = network(norm=True).double().to(device), loss.to(device)
+    if loss.teacher is not None:
+        loss.teacher.to(device, torch.float64)
     replayed = Replayed(model, Eager(), record)
     results, expected = [], []
     for step, (n, eps) in enumerate([(4, 0.02), (4, 0.04), (6, 0.06), (4, 0.08), (6, 0.1)]):
@@ -157,8 +161,9 @@ def test_weights_in_another_place_are_recorded_anew() -> None:
     assert record.recorded == 3
 
 
-@pytest.mark.parametrize("name", ("pgd_at", "ikl"))
-@pytest.mark.parametrize("batchnorm", ("eval", "train"))
+@pytest.mark.parametrize(
+    ("name", "batchnorm"), (*product(("pgd_at", "ikl"), ("eval", "train")), ("rslad", "eval"), ("adaad", "train"))
+)
 def test_training_is_the_same(name: str, batchnorm: str, fakes: list[Fake], tmp_path: Path) -> None:
     assert_same_training(
         tmp_path,

@@ -11,7 +11,25 @@ from advtrain.attacks import PGD
 from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
 from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
-from advtrain.losses import DKL, GKL, IKL, IKLKD, KD, KL, MART, PGDAT, TRADES, Distillation, Loss, Standard, Teacher
+from advtrain.losses import (
+    ARD,
+    DKL,
+    GKL,
+    IAD,
+    IKL,
+    IKLKD,
+    KD,
+    KL,
+    MART,
+    PGDAT,
+    RSLAD,
+    TRADES,
+    AdaAD,
+    Distillation,
+    Loss,
+    Standard,
+    Teacher,
+)
 
 
 class Toy(ArrayDataset):
@@ -54,6 +72,10 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "ikl_kd_code": lambda: with_teacher(
         IKLKD(num_classes=4, global_weights=False, prior_temperature=100, warmup_epochs=2)
     ),
+    "ard": lambda: with_teacher(ARD(alpha=0.7, temperature=3, divergence="ikl", global_weights=False)),
+    "rslad": lambda: with_teacher(RSLAD(divergence="ikl", num_classes=4, inner="teacher_ikl")),
+    "adaad": lambda: with_teacher(AdaAD(alpha=0.8, inner="adaptive_ikl")),
+    "iad": lambda: with_teacher(IAD(alpha=0.9, temperature=2, warmup_epochs=1)),
 }
 
 # Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
