@@ -32,6 +32,10 @@ class Teacher:
         """The logits of a batch, constants, in the precision that the caller has chosen by autocast."""
         return self.model.eval()(x)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        # Copies of a loss learn from the same network, which never changes: one in memory is enough.
+        return self
+
     def to(self, *where: Any, **how: Any) -> "Teacher":
         """Moves the network, as `nn.Module.to` does."""
         self.model.to(*where, **how)
