@@ -11,13 +11,14 @@ import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.data.base import Dataset
-from advtrain.engine import Ingredients, Trainer, batch_size
+from advtrain.engine import Ingredients, Trainer, batch_size, epoch_cycle
 from advtrain.engine import run_directory as directories
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import check_numerics, device_named
 from advtrain.engine.progress import console, duration
+from advtrain.engine.stored_logits import check_stored_logits, stored_logits
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
@@ -54,6 +55,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: b
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
+    check_stored_logits(parts["teacher"].logits, parts["data"], parts["loss"], parts["trainer"])
     if not elsewhere:
         check_numerics(parts["trainer"], device_named(parts["trainer"].device))
     return parts
@@ -85,7 +87,8 @@ def train_run(config: dict[str, Any], name: str) -> None:
         parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            console.print("\n".join([_opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
+            remarks = [*batch_size.remarks(trainer, settings), *epoch_cycle.remarks(settings)]
+            console.print("\n".join([_opening(trainer, parts, directory), *remarks]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -119,7 +122,10 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     check_model(model, data.image_shape, data.num_classes)
     give_teacher(parts["loss"], parts["teacher"], data, parts["threat"])
     ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
-    return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
+    stored = stored_logits(parts["teacher"].logits, config["data"])
+    return Trainer(
+        ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config, stored=stored
+    )
 
 
 def check_start(model: dict[str, Any]) -> None:

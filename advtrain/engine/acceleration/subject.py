@@ -70,6 +70,7 @@ class Subject:
             "model": str(self.model),
             "parameters": [[name, list(p.shape), p.requires_grad] for name, p in self.model.named_parameters()],
             "images": [list(view.shape) for view in self.batch.views],
+            "taught": self.batch.taught is not None,
             "loss": [_class(self.loss), self.loss.formula(), self.loss.inner_objective],
             "attack": None if attack is None else [_class(attack), attack.describe()],
             "perturbation": _class(self.perturbation),
