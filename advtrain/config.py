@@ -28,6 +28,7 @@ class ValidationSettings:
     The attack follows from that of the training, see `advtrain.engine.validation.selection_attack`; its size is here.
 
     Attributes:
+        select: the accuracy that counts, robust or clean (no attack is run); what the loss is for when null.
         every: epochs between validations; the last epoch is always validated.
         steps: of each start.
         restarts: random starts; the first towards the nearest wrong class, each further one towards the next.
@@ -35,6 +36,7 @@ class ValidationSettings:
         batch_size: images per pass.
     """
 
+    select: str | None = None
     every: int = 1
     steps: int = 10
     restarts: int = 2
@@ -42,6 +44,8 @@ class ValidationSettings:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
+        if self.select is not None:
+            checks.choice("trainer.validation.select", self.select, ("robust", "clean"))
         for name in ("every", "steps", "restarts", "batch_size"):
             checks.integer(f"trainer.validation.{name}", getattr(self, name), low=1)
         if self.n_examples is not None:

@@ -88,6 +88,8 @@ class Evidence:
         images_per_epoch: training images that an epoch may draw from: what is left without the held-out ones, or the
             length of an epoch where the recipe sets it.
         cost_pflop: predicted cost of training in 10¹⁵ floating-point operations; see `advtrain.recipes.cost`.
+        teacher: the architecture of the teacher, for a loss that distils: a choice of the group model,
+            torchvision:NAME or timm:NAME. Where its weights are `teacher.source` says.
         expected: accuracies that the source reports.
         unknown: why an expected accuracy is null; given exactly where one is.
         reference: of the paper, as arXiv:2305.13948; null for a recipe of this project.
@@ -102,6 +104,7 @@ class Evidence:
     hyper_parameters: HyperParameters
     images_per_epoch: int
     cost_pflop: float
+    teacher: str | None = None
     expected: Expected = field(default_factory=Expected)
     unknown: str | None = None
     reference: str | None = None

@@ -17,7 +17,7 @@ from advtrain.data.base import Dataset
 from advtrain.engine import run_directory as directories
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
-from advtrain.engine.validation import selection_attack
+from advtrain.engine.validation import selection
 from advtrain.evaluation import EvaluationSettings, evaluate
 from advtrain.evaluation.masking import standard_surrogate, train_surrogate
 from advtrain.evaluation.records import RECORD, Evaluation, write_record
@@ -46,7 +46,7 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     if not distributed.on_main(path.is_file):
         model = averaged_model(config, run.path(settings.checkpoint), device, trusted=True)
         source = {"run": directory.name, "seed": config["seed"], **run.facts(settings.checkpoint)}
-        source["selected_by"] = selection_attack(
+        source["selected_by"] = selection(
             threat, parts["trainer"].validation, parts["attack"], parts["loss"], data.num_classes
         ).describe()
         source["git_commit"] = directories.git_commit()

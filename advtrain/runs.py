@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-import advtrain
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
 from advtrain.data.base import Dataset
-from advtrain.engine import Ingredients, Trainer, batch_size, epoch_cycle
+from advtrain.engine import Ingredients, Trainer, batch_size
 from advtrain.engine import run_directory as directories
-from advtrain.engine.acceleration import OFF
-from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import check_numerics, device_named
 from advtrain.engine.progress import console, duration
@@ -23,6 +20,7 @@ from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
 from advtrain.models.weights import check_weights_file
+from advtrain.opening import opening
 from advtrain.publish import check_target, export_and_verify
 from advtrain.random import stream_seed
 from advtrain.teachers import TeacherSettings, check_teacher, give_teacher
@@ -87,8 +85,7 @@ def train_run(config: dict[str, Any], name: str) -> None:
         parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            remarks = [*batch_size.remarks(trainer, settings), *epoch_cycle.remarks(settings)]
-            console.print("\n".join([_opening(trainer, parts, directory), *remarks]))
+            console.print("\n".join([opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -236,59 +233,6 @@ def _check_targets(data: Dataset, loss: Loss) -> None:
         )
 
 
-def _opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
-    """What is about to happen, with the resolved objective as a formula."""
-    data, loss, settings = parts["data"], parts["loss"], parts["trainer"]
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    sizes = ", ".join(f"{len(data.split(s)):,} {word}" for s, word in (("train", "train"), ("validation", "held out")))
-    lines = [
-        f"advtrain {advtrain.__version__}  →  {directory}",
-        f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
-        *(f"          {remark}" for remark in data.remarks()),
-        f"model     {type(trainer.model).__name__.removeprefix('FSDP')}, {parameters:,} parameters",
-        f"minimise  {loss.formula()}",
-    ]
-    if loss.needs_attack:
-        lines.append(f"where x'  maximises {objectives.formula(loss.inner_objective)}, {parts['attack'].describe()}")
-        mode = f"{settings.attack_batchnorm} mode" if trainer.warm_start is None else "train mode, as in the step"
-        lines.append(f"          with BatchNorm in {mode}")
-    elif parts["attack"] is not None:
-        lines.append("          no attack: the configured one is not used by this loss")
-    lines += _selection(trainer)
-    lines.append(
-        f"numerics  {trainer.numerics} on {trainer.device} × {distributed.world_size()}{trainer.sharding}, "
-        f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
-    )
-    lines.append(f"compile   {_compiled(trainer)}")
-    return "\n".join(lines)
-
-
-def _compiled(trainer: Trainer) -> str:
-    """How the passes are run, and whether that reaches the attack."""
-    acceleration, attack = trainer.start.acceleration, trainer.parts.attack
-    attacked = trainer.parts.loss.needs_attack and trainer.warm_start is None  # a free attack has no passes of its own
-    why = f" ({trainer.start.why})" if trainer.start.why else ""
-    if acceleration == OFF or not attacked or attack is None:
-        return f"{acceleration}{why}"
-    if takes_passes(attack, acceleration, trainer.settings.epochs):
-        return f"{acceleration}{why}"
-    return f"{acceleration}{why}, of the training loss alone: {type(attack).__name__} runs its own passes as written"
-
-
-def _selection(trainer: Trainer) -> list[str]:
-    """What chooses best.pt, and what watches an attack of one step."""
-    settings, attack = trainer.settings.validation, trainer.parts.attack
-    images = f"{len(trainer.held_out.subset(settings.n_examples)):,} held-out images"
-    lines = [
-        f"select    best.pt by robust accuracy on {images}: {trainer.selection.describe()}",
-        f"          because {trainer.selection.reason}",
-    ]
-    if trainer.parts.loss.needs_attack and attack is not None and attack.single_step:
-        blind = "" if settings.steps > 1 else "; one step sees little: set trainer.validation.steps=10"
-        lines.append(f"watch     one-step attacks can overfit catastrophically; a warning names the epoch{blind}")
-    return lines
-
-
 def _evaluated(
     config: dict[str, Any], parts: dict[str, Any], trainer: Trainer, directory: Path
 ) -> dict[str, Any] | None:
@@ -296,10 +240,11 @@ def _evaluated(
     from advtrain.finish import evaluate_run
 
     position = trainer.position
-    console.print(
-        f"trained {position.epoch} epochs in {duration(position.seconds)}; best held-out robust accuracy "
-        f"{position.best_robust:.2%} (clean {position.best_clean:.2%}) after epoch {position.best_epoch}"
-    )
+    best = f"clean accuracy {position.best_clean:.2%}"
+    if trainer.selection.by == "robust":
+        best = f"robust accuracy {position.best_robust:.2%} (clean {position.best_clean:.2%})"
+    took = f"{position.epoch} epochs in {duration(position.seconds)}"
+    console.print(f"trained {took}; best held-out {best} after epoch {position.best_epoch}")
     return evaluate_run(config, parts, directory)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from advtrain import second
 from advtrain.engine.progress import console
 from advtrain.evaluation import title
+from advtrain.evaluation.evaluate import ATTACKS
 from advtrain.evaluation.per_class import class_lines
 from advtrain.evaluation.records import EVIDENCE, RECORD
 from advtrain.evaluation.statistics import wilson_interval
@@ -43,8 +44,9 @@ def labels(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _table(record: dict[str, Any], name: str) -> Table:
-    threat = record["threat"]
-    table = Table(title=f"{name}: {threat['norm']}, ε = {threat['eps']:.5g}", title_justify="left")
+    threat, attacked = record["threat"], any(attack in record for attack in ATTACKS)
+    under = f": {threat['norm']}, ε = {threat['eps']:.5g}" if attacked else ""
+    table = Table(title=f"{name}{under}", title_justify="left")
     table.add_column("")
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -120,8 +120,8 @@ def findings(
 def curve(records: Iterable[Mapping[str, Any]]) -> list[Point]:
     """The validations, each with the mean training robust accuracy of the epoch that it ends.
 
-    Empty for runs without a training attack. A record of training holds the mean since the one before it, so each
-    counts by its steps.
+    Empty for runs without a training attack, or whose validations have none. A record of training holds the mean since
+    the one before it, so each counts by its steps.
     """
     points: list[Point] = []
     epoch, weighted, steps, last_step = 0, 0.0, 0, 0
@@ -132,7 +132,7 @@ def curve(records: Iterable[Mapping[str, Any]]) -> list[Point]:
             weighted += record["robust_accuracy"] * (record["step"] - last_step)
             steps += record["step"] - last_step
             last_step = record["step"]
-        elif "validation_examples" in record and record["epoch"] == epoch and steps:
+        elif record.keys() >= {"validation_examples", "validation_robust"} and record["epoch"] == epoch and steps:
             clean, robust = record["validation_clean"], record["validation_robust"]
             points.append(Point(epoch, weighted / steps, clean, robust, record["validation_examples"]))
     return points

@@ -27,7 +27,8 @@ class Position:
     Attributes:
         epoch: completed epochs.
         step: completed steps of the epoch under way.
-        best_epoch, best_robust, best_clean: the best validation so far, by robust accuracy.
+        best_epoch, best_robust, best_clean: the best validation so far, by robust accuracy; by clean accuracy where
+            no attack is run, and `best_robust` is -1 then.
         seconds: spent in training by all sessions of this run.
     """
 

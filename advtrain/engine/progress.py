@@ -56,9 +56,11 @@ class TrainingProgress:
         else:
             console.print(f"epoch {self._epoch()}  step {self._done}/{self.total}  {text}  ETA {self._eta()}")
 
-    def validation(self, epoch: int, clean: float, robust: float, best: bool) -> None:
+    def validation(self, epoch: int, clean: float, robust: float | None, best: bool) -> None:
+        """Shows held-out accuracies; `robust` is None where no attack was run."""
+        attacked = "" if robust is None else f"  robust {robust:.2%}"
         mark = "  best so far" if best else ""
-        console.print(f"epoch {epoch}/{self.epochs}  held out: clean {clean:.2%}  robust {robust:.2%}{mark}")
+        console.print(f"epoch {epoch}/{self.epochs}  held out: clean {clean:.2%}{attacked}{mark}")
 
     def _epoch(self) -> str:
         return f"{min((self._done - 1) // self.steps_per_epoch + 1, self.epochs)}/{self.epochs}"

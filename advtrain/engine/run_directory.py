@@ -80,7 +80,7 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         stored = {**config, "provenance": provenance()}
         write_text(path, yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
         return
-    old, new = flat(load_config(directory)), flat(config)
+    old, new = _compared(load_config(directory)), _compared(config)
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
@@ -91,6 +91,14 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
             f"{directory}: expected the configuration of the run that is there, got other values of "
             f"{', '.join(differing)}; choose another name=… or remove that folder"
         )
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys, without a teacher's where there is none: runs from before there were teachers have no such keys."""
+    values = flat(config)
+    if values.get("teacher.source") is None:
+        return {key: value for key, value in values.items() if not key.startswith("teacher.")}
+    return values
 
 
 def load_config(directory: Path) -> dict[str, Any]:

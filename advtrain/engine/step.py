@@ -14,7 +14,7 @@ from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
 from advtrain.engine.sharding import REPLICATED, Sharding
 from advtrain.engine.weight_perturbations import WeightPerturbation
-from advtrain.losses import Distillation, Loss
+from advtrain.losses import Loss, taught_beside
 from advtrain.random import BatchRows, seed_layers, seeded_generator, stream_seed
 from advtrain.types import Attack, Images, Logits, Parts, Targets
 
@@ -80,7 +80,7 @@ class TrainingStep:
         self.numerics = numerics
         self.batch_size, self.accumulation = batch_size, accumulation
         self.attack_batchnorm, self.clip_norm, self.seed = attack_batchnorm, clip_norm, seed
-        self._passes = Passes(model, acceleration)
+        self._passes = Passes(model, acceleration, loss.teacher)
         self._sharding = sharding
         self._replica = sharding.replica(OuterPass(self._passes.trained, loss), numerics.device)
 
@@ -102,19 +102,25 @@ class TrainingStep:
         """
         # Whatever in the model draws from torch's global generator (dropout) is named by the step, too.
         seed_layers(stream_seed(self.seed, "model", epoch, step, distributed.rank()), self.numerics.device)
-        pieces = self._pieces(batch, epoch, step)
-        taught = [torch.cat(said) for said in zip(*(piece.taught for piece in pieces), strict=True)]
-        self.loss.start_batch(torch.cat([batch.y] * len(batch.views)), *taught)
-        adversarial = self._adversarial(pieces, attack)
-        self.optimizer.zero_grad(set_to_none=True)
-        with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
-            parts = self._accumulate(pieces, adversarial)
+        with self._passes.teaching():
+            parts = self._gradients(batch, attack, perturbation, epoch, step)
         if isinstance(attack, WarmStart):
             attack.after_backward()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return parts
+
+    def _gradients(
+        self, batch: Batch, attack: Attack | None, perturbation: WeightPerturbation, epoch: int, step: int
+    ) -> Parts:
+        pieces = self._pieces(batch, epoch, step)
+        taught = [torch.cat(said) for said in zip(*(piece.taught for piece in pieces), strict=True)]
+        self.loss.start_batch(torch.cat([batch.y] * len(batch.views)), *taught)
+        adversarial = self._adversarial(pieces, attack)
+        self.optimizer.zero_grad(set_to_none=True)
+        with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
+            return self._accumulate(pieces, adversarial)
 
     def _pieces(self, batch: Batch, epoch: int, step: int) -> list[Piece]:
         n, views = len(batch.y), batch.views
@@ -132,13 +138,9 @@ class TrainingStep:
         return pieces
 
     def _taught(self, x: Images, known: Logits | None) -> tuple[Logits, ...]:
-        """The teacher is asked here alone, once for the attack, the loss and whatever perturbs the weights."""
-        if not isinstance(self.loss, Distillation):
-            return ()
-        if known is not None:
-            return (known,)
+        """The teacher is asked of x here alone, once for the attack, the loss and whatever perturbs the weights."""
         with self.numerics.casting():
-            return (self.loss.taught(x),)
+            return taught_beside(self.loss, x, known)
 
     def _adversarial(self, pieces: list[Piece], attack: Attack | None) -> list[Images]:
         if attack is None:

@@ -33,7 +33,7 @@ from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
 from advtrain.engine.stored_logits import Lessons, StoredLogits
-from advtrain.engine.validation import selection_attack, validate
+from advtrain.engine.validation import selection, validate
 from advtrain.losses import Distillation
 from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
@@ -77,7 +77,7 @@ class Trainer:
         if settings.replay_epochs is not None:
             self.train_loader = EpochCycle(self.train_loader, settings.replay_epochs)
         self.held_out = ingredients.data.split("validation")
-        self.selection = selection_attack(
+        self.selection = selection(
             ingredients.threat, settings.validation, ingredients.attack, ingredients.loss, ingredients.data.num_classes
         )
         self.warm_start: WarmStart | None = None
@@ -93,7 +93,7 @@ class Trainer:
         if settings.activation_checkpointing:
             checkpoint_blocks(self.model, "trainer.activation_checkpointing")
         self.loss = ingredients.loss.to(self.device)
-        if isinstance(self.loss, Distillation) and self.loss.teacher is not None:
+        if self.loss.teacher is not None:
             self.loss.teacher.to(self.device, self.numerics.dtype).to(memory_format=self.numerics.memory_format)
         self.averaged = ingredients.averaging.attach(self.model)
         self.sharding = sharding_named(settings.sharding, self.device)
@@ -229,13 +229,12 @@ class Trainer:
                 memory_format=self.numerics.memory_format,
             )
         # Ties go to the better clean accuracy, then to the later epoch.
-        is_best = (accuracy.robust, accuracy.clean) >= (position.best_robust, position.best_clean)
+        is_best = accuracy.rank >= (position.best_robust, position.best_clean)
         if is_best:
             position.best_epoch = position.epoch
-            position.best_robust, position.best_clean = accuracy.robust, accuracy.clean
+            position.best_robust, position.best_clean = accuracy.rank
         progress.validation(position.epoch, accuracy.clean, accuracy.robust, is_best)
-        record = {"validation_clean": accuracy.clean, "validation_robust": accuracy.robust}
-        record |= {"epoch": position.epoch, "validation_examples": accuracy.n_examples}
+        record = accuracy.record() | {"epoch": position.epoch, "validation_examples": accuracy.n_examples}
         self._log(metrics, self._global_step(), record)
         if metrics is not None:
             found = collapse.findings(metrics.records(), self.parts.attack, self.parts.threat, self.settings.epochs)

@@ -1,4 +1,4 @@
-"""Validation on the held-out part of the training set, by an attack that is not the training attack."""
+"""Validation on the held-out part of the training set, by an attack that is not the training attack, or by none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,27 @@ from advtrain.types import Attack, Labels, Logits, PerImage
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions of held-out images that are classified correctly, clean and under attack."""
+    """Fractions of held-out images that are classified correctly.
+
+    Attributes:
+        clean: without an attack.
+        robust: under attack; None where none is run.
+        n_examples: held-out images used.
+    """
 
     clean: float
-    robust: float
+    robust: float | None
     n_examples: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What counts first, and what decides between equals; -1 in place of a robust accuracy that is not measured."""
+        return (-1.0 if self.robust is None else self.robust, self.clean)
+
+    def record(self) -> dict[str, float]:
+        """The accuracies as metrics.jsonl has them."""
+        named = {"validation_clean": self.clean}
+        return named if self.robust is None else named | {"validation_robust": self.robust}
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class SelectionAttack:
     starts: int
     reason: str
 
+    by: ClassVar[str] = "robust"
     UNTARGETED: ClassVar[dict[str, Any]] = {"margin": Margin, "dlr": DLR, "ce": CrossEntropy}
     WORDS: ClassVar[dict[str, str]] = {"margin": "the margin", "dlr": "DLR", "ce": "the cross-entropy"}
 
@@ -80,6 +97,18 @@ class SelectionAttack:
         target = others.argsort(dim=1, descending=True, stable=True)[:, rank]
         return TargetedMargin(y, target, scale_free=self.objective == "dlr")
 
+    def withstood(
+        self, model: nn.Module, x: Tensor, y: Labels, natural_logits: Logits, generator: torch.Generator
+    ) -> Tensor:
+        """Whether no search broke the image, bool, shape (n,)."""
+        held = torch.ones_like(y, dtype=torch.bool)
+        for start in range(self.starts):
+            objective = ModelObjective(model, self.measure(start, natural_logits, y))
+            x_adv = self.attack(objective, x, generator=generator)
+            with torch.no_grad():
+                held &= model(x_adv).argmax(1) == y
+        return held
+
     def describe(self) -> str:
         """The attack in one line, for people and records."""
         several = self.starts > 1
@@ -87,6 +116,37 @@ class SelectionAttack:
         steps = getattr(self.attack, "steps", 1)
         starts = f"{self.starts} start{'s' if several else ''} of {steps} step{'s' if steps > 1 else ''}"
         return f"{type(self.attack).__name__} on {self.WORDS[self.objective]}{towards}, {starts}"
+
+
+@dataclass(frozen=True)
+class CleanSelection:
+    """In place of a `SelectionAttack` where clean accuracy chooses: nothing is run.
+
+    Attributes:
+        reason: why so, for people.
+    """
+
+    reason: str
+
+    by: ClassVar[str] = "clean"
+
+    def describe(self) -> str:
+        """As for `SelectionAttack`."""
+        return "clean accuracy"
+
+
+Selection = SelectionAttack | CleanSelection
+
+
+def selection(
+    threat: ThreatSettings, settings: ValidationSettings, training: Attack | None, loss: Loss, num_classes: int | None
+) -> Selection:
+    """What chooses checkpoints: `selection_attack`, or clean accuracy where the settings or the loss say so."""
+    if (settings.select or loss.selects_by) == "robust":
+        return selection_attack(threat, settings, training, loss, num_classes)
+    if settings.select == "clean":
+        return CleanSelection("trainer.validation.select=clean")
+    return CleanSelection(f"{type(loss).__name__} trains on natural images; trainer.validation.select=robust attacks")
 
 
 def selection_attack(
@@ -121,7 +181,7 @@ def selection_attack(
 def validate(
     model: nn.Module,
     split: Split,
-    attack: SelectionAttack,
+    selection: Selection,
     settings: ValidationSettings,
     *,
     seed: int,
@@ -129,7 +189,7 @@ def validate(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Accuracy:
-    """Clean and robust accuracy of `model` on `split`.
+    """Clean accuracy of `model` on `split`, and robust accuracy where the selection has an attack.
 
     Processes take turns over the batches; each batch has its own random stream, so the result does not depend on how
     many processes there are. The same images and starts are used after every epoch.
@@ -142,17 +202,15 @@ def validate(
                 x = split.fetch(indices, device).to(dtype=dtype, memory_format=memory_format)
                 y = split.labels[indices].to(device)
                 generator = seeded_generator(seed, "validation", batch, device=device)
-                counts += _correct(model, x, y, attack, generator)
-    clean, robust = distributed.all_reduce_sum(counts).tolist()
-    return Accuracy(clean / len(chosen), robust / len(chosen), len(chosen))
+                counts += _correct(model, x, y, selection, generator)
+    clean, robust = (count / len(chosen) for count in distributed.all_reduce_sum(counts).tolist())
+    return Accuracy(clean, robust if selection.by == "robust" else None, len(chosen))
 
 
-def _correct(model: nn.Module, x: Tensor, y: Tensor, attack: SelectionAttack, generator: torch.Generator) -> Tensor:
+def _correct(model: nn.Module, x: Tensor, y: Tensor, selection: Selection, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
         natural_logits = model(x)
-    robust = clean = natural_logits.argmax(1) == y
-    for start in range(attack.starts):
-        x_adv = attack.attack(ModelObjective(model, attack.measure(start, natural_logits, y)), x, generator=generator)
-        with torch.no_grad():
-            robust = robust & (model(x_adv).argmax(1) == y)
+    clean = robust = natural_logits.argmax(1) == y
+    if isinstance(selection, SelectionAttack):
+        robust = clean & selection.withstood(model, x, y, natural_logits, generator)
     return torch.stack([clean.sum(), robust.sum()])

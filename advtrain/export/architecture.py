@@ -13,11 +13,15 @@ from torch import nn
 
 from advtrain.models import Normalize, preact_resnet, resnet
 from advtrain.models.conv_stem import ConvStem
-from advtrain.models.libraries import IMAGENET_MEAN, IMAGENET_STD
+from advtrain.models.libraries import IMAGENET_MEAN, IMAGENET_STD, torchvision_builder
 from advtrain.types import SettingError
 
 ZOO = "robustbench.model_zoo.architectures"
-LIBRARIES = {"advtrain.models.resnet_50": "torchvision", "advtrain.models.timm_model": "timm"}
+LIBRARIES = {
+    "advtrain.models.resnet_50": "torchvision",
+    "advtrain.models.torchvision_model": "torchvision",
+    "advtrain.models.timm_model": "timm",
+}
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,11 @@ def _from_source(target: str, factory: Any, arguments: Mapping[str, Any], datase
 def _from_library(library: str, arguments: Mapping[str, Any], model: nn.Module, dataset: str | None) -> Architecture:
     classes = arguments["num_classes"]
     if library == "torchvision":
-        name, imported, call = (
-            "ResNet-50",
-            "from torchvision.models import resnet50",
-            f"resnet50(num_classes={classes})",
-        )
+        word: str = arguments.get("name", "resnet50")
+        builder, settings = torchvision_builder(word)
+        given = "".join(f", {key}={value}" for key, value in settings.items())
+        name = TORCHVISION_NAMES.get(word, word)
+        imported, call = f"from torchvision.models import {builder}", f"{builder}(num_classes={classes}{given})"
     else:
         name = arguments["name"]
         imported, call = "import timm", f"timm.create_model({name!r}, num_classes={classes})"
@@ -226,6 +230,13 @@ NAMES = {
     "DMWideResNet": "WideResNet-{depth}-{width}",
     "ThinResNet": "ResNet-{depth}x{width}",
     "VGG": "VGG-{depth}",
+    "MobileNetV2": "MobileNetV2x{width}",
+}
+TORCHVISION_NAMES = {
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnext101_32x4d": "ResNeXt-101-32x4d",
 }
 # By the body's name in timm: how leaderboards write it, and RobustBench's word.
 CONV_STEMS = {

@@ -16,7 +16,7 @@ place of x_adv; its pure functions are in `advtrain.losses.transfer`.
 from advtrain.losses import divergences, functional, transfer
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
-from advtrain.losses.distillation import CleanDistillation, Distillation
+from advtrain.losses.distillation import CleanDistillation, Distillation, taught_beside
 from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
 from advtrain.losses.ikl import IKL
@@ -47,5 +47,6 @@ __all__ = [
     "Teacher",
     "divergences",
     "functional",
+    "taught_beside",
     "transfer",
 ]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from advtrain import checks
 from advtrain.losses import objectives
+from advtrain.losses.teacher import Teacher
 from advtrain.types import Images, Logits, Objective, Parts, SettingError, Targets
 
 # What these maximise is defined for soft labels, too: ce by its sum over classes, kl and ikl because they need no
@@ -51,6 +52,11 @@ class Loss(nn.Module, ABC):
     def has_prior(self) -> bool:
         """Whether the loss weighs classes by a `ClassPrior`."""
         return False
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher that the loss holds."""
+        return None
 
     def class_weights(self, y: Targets) -> Logits | None:
         """The prior's rows for the labels, shape (N, C), where the loss keeps a prior."""

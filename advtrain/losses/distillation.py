@@ -104,6 +104,22 @@ class Distillation(Loss):
         return super().inner(model, x, y)
 
 
+def taught_beside(loss: Loss, x: Images, known: Logits | None = None) -> tuple[Logits, ...]:
+    """What `inner` and `outer` of the loss take beside images and labels.
+
+    Args:
+        loss: any.
+        x: natural images.
+        known: the teacher's logits of them, where they are known.
+
+    Returns:
+        The teacher's logits of x, asked for where they are not known; nothing for a loss without a teacher.
+    """
+    if not isinstance(loss, Distillation):
+        return ()
+    return (loss.taught(x) if known is None else known,)
+
+
 class CleanDistillation(Distillation):
     """label_weight · CE(f(x), y) + min(epoch / W, 1) · D(t(x), f(x)): no attack is run, whichever is configured.
 

@@ -1,25 +1,27 @@
 """Predicts what training by a configuration costs, in floating-point operations (FLOP).
 
-    cost = F · batch_size · ⌊images_per_epoch / batch_size⌋ · Σ over epochs of passes(epoch)
+    cost = batch_size · ⌊images_per_epoch / batch_size⌋ · Σ over epochs of (F · passes(epoch) + F_t · passes_t(epoch))
 
-(with batch_size=auto, of which nothing is known before it is found: F · images_per_epoch · Σ …)
+(with batch_size=auto, of which nothing is known before it is found: images_per_epoch · Σ …)
 
 F is the cost of one forward pass of one image: 2 FLOP per multiply-add of every convolution and matrix product, as
 PyTorch's own counter has it. passes(epoch) is what one optimiser step of that epoch does to an image, in units of F:
 each forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone
 is 2 with its forward pass, a gradient for the weights 3. PGD training with K steps is 2K + 3, TRADES and IKL are
-2K + 7, weight perturbation adds the outer passes once more, a second view doubles all.
+2K + 7, weight perturbation adds the outer passes once more, a second view doubles all. F_t and passes_t are those of
+the teacher of a loss that distils: 1 pass in each step, more where the attack asks it about x', too. That the teacher
+must have been trained is not part of the cost.
 
 The passes are counted, not declared: a real step of the recipe's attack, loss and weight perturbation is taken on a
-probe of two layers that counts what reaches it. Left out: normalisation, activations, the losses themselves, data
-augmentation, validation and the evaluation at the end. The first layer is charged an input gradient that it need not
-compute.
+probe of two layers that counts what reaches it, with a second one for the teacher. Left out: normalisation,
+activations, the losses themselves, data augmentation, validation and the evaluation at the end. The first layer is
+charged an input gradient that it need not compute.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,8 @@ from advtrain.data.base import Batch
 from advtrain.engine.numerics import numerics
 from advtrain.engine.step import TrainingStep
 from advtrain.evidence import Evidence
+from advtrain.losses import Distillation, Teacher
+from advtrain.recipes.teacher import teacher_model
 from advtrain.runs import dataset
 from advtrain.types import SettingError
 
@@ -39,22 +43,36 @@ SIZE = 8  # pixels
 
 
 def predicted_pflop(config: Mapping[str, Any], evidence: Evidence) -> float:
-    """The cost in 10¹⁵ FLOP of a composed recipe, for the images per epoch that its evidence states."""
-    return training_flop(config, dataset(config["data"]).image_shape, evidence.images_per_epoch) / 1e15
+    """The cost in 10¹⁵ FLOP of a composed recipe, for the images per epoch and the teacher that its evidence states.
+
+    Raises:
+        SettingError: the evidence and the recipe do not name the same teacher.
+    """
+    teacher = teacher_model(evidence.teacher, config)
+    return training_flop(config, dataset(config["data"]).image_shape, evidence.images_per_epoch, teacher) / 1e15
 
 
-def training_flop(config: Mapping[str, Any], image_shape: tuple[int, int, int], images_per_epoch: int) -> float:
+def training_flop(
+    config: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    images_per_epoch: int,
+    teacher: Mapping[str, Any] | None = None,
+) -> float:
     """The cost of training in FLOP; see above for the formula.
 
     Args:
         config: composed; its model, attack, loss, weight perturbation, epochs and batch size count.
         image_shape: (channels, height, width) of what the model sees.
         images_per_epoch: of which whole batches are taken.
+        teacher: config of the teacher's model, for a loss that distils.
     """
     epochs, batch = config["trainer"]["epochs"], config["trainer"]["batch_size"]
     images = images_per_epoch if batch == "auto" else images_per_epoch // batch * batch
-    passes = sum_over(passes_per_image(config, image_shape[0]), 1, epochs)
-    return forward_flop(config["model"], image_shape) * images * passes
+    passes = passes_per_image(config, image_shape[0])
+    flop = forward_flop(config["model"], image_shape) * sum_over(lambda epoch: passes(epoch).student, 1, epochs)
+    if teacher is not None:
+        flop += forward_flop(teacher, image_shape) * sum_over(lambda epoch: passes(epoch).teacher, 1, epochs)
+    return images * flop
 
 
 def forward_flop(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> int:
@@ -85,15 +103,28 @@ def _on_meta(model: Mapping[str, Any]) -> nn.Module:
         return build(model).to("meta")
 
 
-def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[int], float]:
-    """A function of the epoch, from 1: what an optimiser step does to each image, in forward passes.
+class Passes(NamedTuple):
+    """What an optimiser step does to each image, in forward passes of the network trained and of its teacher.
+
+    The teacher has none where the loss does not distil.
+    """
+
+    student: float
+    teacher: float
+
+
+def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[int], Passes]:
+    """A function of the epoch, from 1: the passes of its steps.
 
     Args:
         config: composed.
         channels: of the images.
     """
     classes = config["data"]["num_classes"]
-    probe, loss = Probe(channels * SIZE**2, classes), build(config["loss"])
+    probe, teacher = (Probe(channels * SIZE**2, classes) for _ in range(2))
+    loss = build(config["loss"])
+    if isinstance(loss, Distillation):
+        loss.hold(Teacher(teacher))
     settings = TrainerSettings(precision="fp32", device="cpu", channels_last=False)
     step = TrainingStep(
         probe,
@@ -113,11 +144,11 @@ def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[
     batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES), second_view)
 
     @cache
-    def passes(epoch: int) -> float:
-        probe.images = 0
+    def passes(epoch: int) -> Passes:
+        probe.images = teacher.images = 0
         of_epoch = attack and attack.for_epoch(epoch, config["trainer"]["epochs"])
         step(batch, of_epoch, perturbation.for_epoch(epoch), epoch, 0)
-        return probe.images / IMAGES
+        return Passes(probe.images / IMAGES, teacher.images / IMAGES)
 
     return passes
 

@@ -118,19 +118,21 @@ def corruptions_plot(corruptions: Mapping[str, Any], theme: Theme = LIGHT) -> "F
     return figure
 
 
-def classes_plot(per_class: Mapping[str, Sequence[int]], theme: Theme = LIGHT) -> "Figure":
-    """Robust accuracy of each class, worst first; of many classes only the worst and the best by name.
+def classes_plot(per_class: Mapping[str, Sequence[int]], theme: Theme = LIGHT, *, kind: str = "robust") -> "Figure":
+    """Accuracy of each class, worst first; of many classes only the worst and the best by name.
 
     Args:
-        per_class: by class, robust images and images.
+        per_class: by class, robust (or correct) images and images.
         theme: colours.
+        kind: of the accuracy: robust or clean.
     """
     shares = {name: 100 * correct / n for name, (correct, n) in per_class.items() if n}
     names = sorted(shares, key=shares.__getitem__)
+    color = theme.clean if kind == "clean" else theme.robust
     overall = 100 * sum(c for c, _ in per_class.values()) / max(1, sum(n for _, n in per_class.values()))
     with styled(theme):
         figure, axes = canvas(3.0)
-        axes.bar(range(len(names)), [shares[name] for name in names], width=0.75, color=theme.robust)
+        axes.bar(range(len(names)), [shares[name] for name in names], width=0.75, color=color)
         axes.axhline(overall, color=theme.ours, linewidth=1.2, linestyle="--", label=f"all: {overall:.1f} %")
         if len(names) <= FEW_CLASSES:
             axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 5 else 30, ha="center")
@@ -140,8 +142,8 @@ def classes_plot(per_class: Mapping[str, Sequence[int]], theme: Theme = LIGHT) -
                 label.set_horizontalalignment(side)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("class")
-        axes.set_ylabel("robust accuracy, %")
-        axes.set_title("Robust accuracy by class")
+        axes.set_ylabel(f"{kind} accuracy, %")
+        axes.set_title(f"{kind.capitalize()} accuracy by class")
         axes.legend(loc="upper left")
         axes.set_ylim(0, max([*shares.values(), 1.0]) * 1.15)
     return figure
@@ -150,7 +152,7 @@ def classes_plot(per_class: Mapping[str, Sequence[int]], theme: Theme = LIGHT) -
 def training_plot(
     metrics: Sequence[Mapping[str, Any]], collapse: Mapping[str, Any] | None = None, theme: Theme = LIGHT
 ) -> "Figure":
-    """Held-out clean and robust accuracy over the epochs, and the robust accuracy on training batches where logged.
+    """Held-out clean and robust accuracy over the epochs, and that on training batches: robust, or else clean.
 
     Args:
         metrics: lines of metrics.jsonl.
@@ -159,12 +161,15 @@ def training_plot(
     """
     from matplotlib.ticker import MaxNLocator
 
+    attacked = any("robust_accuracy" in line for line in metrics)
+    key, words = ("robust_accuracy", "robust") if attacked else ("clean_accuracy", "clean")
+    training = (key, f"training: {words}", theme.muted, ":")
     with styled(theme):
         figure, axes = canvas(3.3)
         for key, words, color, style in (
             ("validation_clean", "held out: clean", theme.clean, "-"),
             ("validation_robust", "held out: robust", theme.robust, "-"),
-            ("robust_accuracy", "training: robust", theme.muted, ":"),
+            training,
         ):
             epochs, heights = by_epoch(metrics, key)
             marker = "o" if len(epochs) < 40 else None

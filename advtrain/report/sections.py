@@ -16,7 +16,9 @@ Record = Mapping[str, Any]
 
 
 def threat_text(record: Record) -> str:
-    """The threat model: Linf, ε = 8/255."""
+    """The threat model: Linf, ε = 8/255; nothing where no number of the record is about it."""
+    if not any(name in record for name in (*MEASURED[1:], "masking", "curve", "threats")):
+        return ""
     norm, eps = record["threat"]["norm"], float(record["threat"]["eps"])
     return f"{THREATS.get(norm, norm)}, ε = {radius_text(eps, norm)}"
 
@@ -29,7 +31,8 @@ def headline(record: Record, position: Position) -> Headline:
         result = record[robust]
         note = f"{_counted(result)}, 95 % interval {percent_range(interval_of(result))}"
         numbers.append(Number(label_of(robust, result), percent(result["accuracy"]), note))
-    numbers.append(_verdict(record))
+    if robust is not None or "masking" in record:
+        numbers.append(_verdict(record))
     return Headline(numbers, position.text, position.source if position.total else "")
 
 
@@ -38,7 +41,8 @@ def results(record: Record) -> Section:
     named = [(name, record[name]) for name in MEASURED if name in record]
     near = (record.get("autoattack") or {}).get("near_boundary")
     notes = [f"{near} of the attacked images lie within a hair of the decision boundary."] if near is not None else []
-    lead = [f"Threat model {threat_text(record)}; pixels in [0, 1]."]
+    threat = threat_text(record)
+    lead = [f"Threat model {threat}; pixels in [0, 1]."] if threat else ["No attack was run."]
     if len({result["n_examples"] for _, result in named}) > 1:
         lead.append("Not all numbers are over the same images: compare them only where the counts agree.")
     return Section("Results", lead, tables=[_results_table(named)], notes=notes)
@@ -108,10 +112,10 @@ def board(record: Record, position: Position, snapshot: Snapshot, name: str) -> 
 
 def checkpoints(record: Record) -> Section | None:
     """Best and last side by side, and whether training collapsed."""
-    second, collapse = record.get("second"), record.get("collapse")
-    if not second and not collapse:
+    second, lead = record.get("second"), _course(record.get("collapse") or {})
+    tables: list[Table] = []
+    if not second and not lead:
         return None
-    lead, tables = _course(collapse or {}), []
     if second:
         source = record.get("source")
         first = str(source.get("checkpoint", "first")) if isinstance(source, Mapping) else "first"
@@ -127,11 +131,12 @@ def checkpoints(record: Record) -> Section | None:
 
 def training(metrics: Sequence[Record], record: Record) -> Section | None:
     """Curves of the training."""
-    if not any("validation_robust" in line or "robust_accuracy" in line for line in metrics):
+    if not any({"validation_clean", "robust_accuracy"} & line.keys() for line in metrics):
         return None
     collapse = record.get("collapse")
     picture = Picture(lambda theme: plots.training_plot(metrics, collapse, theme), "Accuracies over the epochs")
-    lead = "The held-out accuracies are of images that training never saw, under an attack of their own."
+    attacked = any("validation_robust" in line for line in metrics)
+    lead = f"Held-out images are those that training never saw{', under an attack of their own' if attacked else ''}."
     return Section("Training", [lead], [picture])
 
 
@@ -181,12 +186,14 @@ def corruptions(record: Record) -> Section | None:
 
 
 def classes(record: Record) -> Section | None:
-    """Robust accuracy by class."""
-    name = next((name for name in ("autoattack", "screen", "pgd") if (record.get(name) or {}).get("per_class")), None)
+    """Accuracy by class under the strongest attack, or without one."""
+    name = next((name for name in reversed(MEASURED) if (record.get(name) or {}).get("per_class")), None)
     if name is None:
         return None
-    found = record[name]["per_class"]
-    picture = Picture(lambda theme: plots.classes_plot(found, theme), "Robust accuracy of each class, worst first")
+    found, kind = record[name]["per_class"], "clean" if name == "clean" else "robust"
+    picture = Picture(
+        lambda theme: plots.classes_plot(found, theme, kind=kind), f"The {kind} accuracy of each class, worst first"
+    )
     return Section("By class", [f"{label_of(name, record[name])}, the worst class first."], [picture])
 
 
@@ -239,6 +246,8 @@ def _course(collapse: Record) -> list[str]:
         at = f" at epoch {found['epoch']}" if found["detected"] and found.get("epoch") is not None else ""
         answer = "yes" if found["detected"] else "none"
         reason = str(found.get("reason") or "").removeprefix("none: ")
+        if reason.startswith("not assessed"):  # a run without attacks, or validated without one
+            continue
         lines.append(f"{name}{at}: {answer}{'; ' if reason else ''}{reason}.")
     return lines
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from advtrain import opening as openings
 from advtrain.composition import choices, compose
 from advtrain.config import build
 from advtrain.losses import PGDAT
-from advtrain.runs import _opening, check_training, make_trainer
+from advtrain.runs import check_training, make_trainer
 from advtrain.types import Attack, SettingError
 from tests.engine.toy import trainer
 
@@ -20,7 +21,7 @@ DIGITS = ["experiment=quickstart", "eval=none"]
 def opening(directory: Path, *words: str) -> str:
     config = compose("train", [*DIGITS, *words])
     parts = check_training(config)
-    return _opening(make_trainer(config, parts, directory), parts, directory)
+    return openings.opening(make_trainer(config, parts, directory), parts, directory)
 
 
 @pytest.mark.parametrize(

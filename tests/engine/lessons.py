@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advtrain.config import ValidationSettings
 from advtrain.engine import Trainer
 from advtrain.engine.stored_logits import StoredLogits
 from advtrain.losses import IKLKD, KD, Distillation, Teacher
@@ -49,8 +50,9 @@ def lesson(
 ) -> Trainer:
     """A run of six epochs over a cycle of two; `file` holds the teacher's logits."""
     loss = (KD() if loss is None else loss).hold(teacher() if of is None else of)
-    settings: dict[str, Any] = {"epochs": 6, "replay_epochs": 2, "attack": None, **changes}
-    run = trainer(directory, loss=loss, **settings)
+    settings: dict[str, Any] = {"epochs": 6, "replay_epochs": 2, "attack": None, "save_every": 6}
+    settings["validation"] = ValidationSettings(every=6, steps=1, restarts=1, batch_size=8)
+    run = trainer(directory, loss=loss, **{**settings, **changes})
     run.stored = None if file is None else StoredLogits(file, data_settings or {})
     return run
 

@@ -16,7 +16,7 @@ from advtrain.engine.acceleration import OFF, Acceleration, Passes, compiled
 from advtrain.engine.acceleration.parity import Verdict, bounds, figures, judge
 from advtrain.engine.acceleration.scene import Scene, observe
 from advtrain.engine.numerics import Numerics
-from advtrain.losses import IKL, KL, PGDAT, TRADES, Loss, objectives
+from advtrain.losses import IKL, KL, PGDAT, TRADES, Distillation, Loss, objectives
 from advtrain.losses.functional import kl
 from advtrain.random import BatchRows
 from tests.engine.toy import LOSSES, VARIANTS, Toy, network, trainer
@@ -45,6 +45,8 @@ def scene(loss: Loss, attack: Attack | None = ATTACK, model: nn.Module | None = 
 
 
 def in_double(one: Scene) -> Scene:
+    if isinstance(one.loss, Distillation) and one.loss.teacher is not None:
+        one.loss.teacher.to(torch.float64)
     return replace(one, model=copy.deepcopy(one.model).double(), x=one.x.double())
 
 

@@ -67,7 +67,7 @@ def test_counts_against_a_plain_loop(batch_size: int) -> None:
             clean += right
             robust += right and all(model(x_adv[i : i + 1]).argmax().item() == y[i] for x_adv in images)
     assert (found.clean, found.robust, found.n_examples) == (clean / 16, robust / 16, 16)
-    assert 0 < found.robust < found.clean
+    assert found.robust is not None and 0 < found.robust < found.clean
 
 
 @pytest.mark.parametrize("inner", ("ce", "kl", "margin", "dlr"))

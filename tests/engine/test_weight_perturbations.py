@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advtrain.composition import choices, compose
 from advtrain.config import build
 from advtrain.engine import ASAM, AWP, SAM, NoPerturbation
-from tests.engine.toy import network, trainer
+from tests.engine.toy import network, trainer, with_teacher
 
 PERTURBATIONS = [name for name in choices("weight_perturbation") if name != "none"]
 LOSSES = choices("loss")
@@ -91,7 +91,8 @@ class Watched:
 def test_a_step_with_every_loss(name: str, loss: str, tmp_path: Path) -> None:
     """The perturbation is the formula's, the step's gradient that at the perturbed weights, the weights come back."""
     watched = Watched(perturbation(name))
-    run = trainer(tmp_path, network(norm=True), loss=build(settings("loss", loss)), weight_perturbation=watched)
+    criterion = with_teacher(build(settings("loss", loss)))
+    run = trainer(tmp_path, network(norm=True), loss=criterion, weight_perturbation=watched)
     model, criterion = copy.deepcopy(run.model).train(), copy.deepcopy(run.loss)
     passes: list[tuple[Tensor, Tensor, Tensor]] = []
     run.step._replica.register_forward_pre_hook(lambda _, inputs: passes.append(inputs))
@@ -101,7 +102,7 @@ def test_a_step_with_every_loss(name: str, loss: str, tmp_path: Path) -> None:
     run.step(batch, attack, watched, 1, 0)
     assert len(passes) == 2 and all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
 
-    criterion.start_batch(batch.y)
+    criterion.start_batch(batch.y, *passes[0][3:])
 
     def gradients(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         trial = copy.deepcopy(model)

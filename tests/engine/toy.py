@@ -11,7 +11,7 @@ from advtrain.attacks import PGD
 from advtrain.config import ThreatSettings, TrainerSettings, ValidationSettings
 from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
-from advtrain.losses import DKL, GKL, IKL, KL, MART, PGDAT, TRADES, Standard
+from advtrain.losses import DKL, GKL, IKL, IKLKD, KD, KL, MART, PGDAT, TRADES, Distillation, Loss, Standard, Teacher
 
 
 class Toy(ArrayDataset):
@@ -35,7 +35,12 @@ class Toy(ArrayDataset):
         return images.clamp(0, 255).to(torch.uint8), labels
 
 
-LOSSES = {
+def with_teacher(loss: Loss, seed: int = 11) -> Loss:
+    """The loss, holding another network of the toy problem where it needs a teacher."""
+    return loss.hold(Teacher(network(norm=True, seed=seed))) if isinstance(loss, Distillation) else loss
+
+
+LOSSES: dict[str, Callable[[], Loss]] = {
     "standard": lambda: Standard(),
     "pgd_at": lambda: PGDAT(),
     "trades": lambda: TRADES(),
@@ -44,6 +49,11 @@ LOSSES = {
     "dkl": lambda: DKL(),
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
     "gkl": lambda: GKL(num_classes=4, gamma=0.4),
+    "kd": lambda: with_teacher(KD()),
+    "ikl_kd": lambda: with_teacher(IKLKD(num_classes=4, warmup_epochs=2)),
+    "ikl_kd_code": lambda: with_teacher(
+        IKLKD(num_classes=4, global_weights=False, prior_temperature=100, warmup_epochs=2)
+    ),
 }
 
 # Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
@@ -65,9 +75,9 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def network(norm: bool = False) -> nn.Module:
+def network(norm: bool = False, seed: int = 3) -> nn.Module:
     """A small convolutional network, with or without BatchNorm."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     middle = nn.BatchNorm2d(6) if norm else nn.Identity()
     return nn.Sequential(nn.Conv2d(3, 6, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 4))
 

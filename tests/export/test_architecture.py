@@ -145,6 +145,28 @@ def test_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "name", "call"),
+    [
+        ("resnet18", "ResNet-18", "resnet18(num_classes=3)"),
+        ("resnext101_32x4d", "ResNeXt-101-32x4d", "resnet101(num_classes=3, groups=32, width_per_group=4)"),
+        ("mnasnet0_5", "mnasnet0_5", "mnasnet0_5(num_classes=3)"),
+    ],
+)
+def test_torchvision_by_name(word: str, name: str, call: str) -> None:
+    wrapper = models.Normalize(nn.Identity(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    arguments = {"name": word, "num_classes": 3}
+    found = describe("advtrain.models.torchvision_model", arguments, wrapper, "imagenet")
+    assert (found.name, found.library, found.loads_in_robustbench) == (name, "torchvision", True)
+    assert found.zoo_call == f"normalize_model({call}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))"
+    with torch.device("meta"):
+        ours, other = (
+            models.torchvision_model(name=word, num_classes=3).state_dict(),
+            built_from_text(found).state_dict(),
+        )
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in other.items()}
+
+
+@pytest.mark.parametrize(
     ("name", "dataset", "seen"),
     [
         ("conv1.weight", "cifar10", "conv1.weight"),

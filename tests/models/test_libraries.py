@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from advtrain.models import Normalize, conv_stem_model, resnet_50, timm_model
+from advtrain.models import Normalize, conv_stem_model, resnet_50, timm_model, torchvision_model
 from advtrain.models.conv_stem import ChannelNorm, ConvStem
 from advtrain.types import SettingError
 
@@ -35,6 +36,68 @@ def test_resnet_50_sees_standardised_images() -> None:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     assert_close(model(x), model.model((x - mean) / std))
+
+
+def test_resnet_50_is_torchvisions() -> None:
+    with torch.device("meta"):
+        ours, theirs = resnet_50(num_classes=3).state_dict(), torchvision.models.resnet50(num_classes=3).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        f"model.{name}": value.shape for name, value in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet18", "ResNet18_Weights"),
+        ("resnet34", "ResNet34_Weights"),
+        ("resnext101_64x4d", "ResNeXt101_64X4D_Weights"),
+    ],
+)
+def test_torchvisions_models_are_those_of_its_weights(name: str, weights: str) -> None:
+    with torch.device("meta"):
+        model = torchvision_model(name=name, weights=None)
+    published = getattr(torchvision.models, weights).IMAGENET1K_V1.meta["num_params"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == published
+
+
+def test_resnext_101_32x4d_is_timms() -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours, theirs = torchvision_model(name="resnext101_32x4d").model, timm.create_model("resnext101_32x4d")
+        layers = [[m for m in model.modules() if isinstance(m, nn.Conv2d)] for model in (ours, theirs)]
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    settings = [[(m.weight.shape, m.stride, m.padding, m.groups) for m in part] for part in layers]
+    assert sorted(settings[0]) == sorted(settings[1])
+    assert {m.groups for m in layers[0]} == {1, 32}
+
+
+def test_torchvision_starts_from_a_file(tmp_path: Path) -> None:
+    original = torchvision.models.resnet18(num_classes=5)
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    model = torchvision_model(name="resnet18", num_classes=7, weights=str(tmp_path / "weights.pth"), new_head=True)
+    started = model.model.state_dict()
+    assert all(torch.equal(v, started[k]) for k, v in original.state_dict().items() if not k.startswith("fc."))
+    assert started["fc.weight"].shape == (7, 512)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": None}, r"model\.name: expected a model of torchvision, got none; add model\.name="),
+        ({"name": "resnet81"}, r"model\.name: .*got 'resnet81'; did you mean .*resnet18"),
+        ({"name": ["resnet18"]}, r"model\.name: .*got \['resnet18'\]"),
+        ({"name": "%%%"}, r"model\.name: .*got '%%%'; see torchvision\.models\.list_models"),
+        ({"name": "googlenet"}, r"model\.name: expected .* whose output is logits alone, got 'googlenet'"),
+        ({"name": "fasterrcnn_resnet50_fpn"}, r"model\.name: .*got 'fasterrcnn"),
+        ({"name": "resnet18", "num_classes": 0}, r"model\.num_classes: expected an integer"),
+        ({"name": "resnet18", "std": (0.2, 0.2)}, r"model\.std: expected one of each per channel"),
+        ({"name": "resnet18", "new_head": True}, r"model\.new_head=true: expected model\.weights, got none"),
+    ],
+)
+def test_torchvision_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        torchvision_model(**settings)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])  # of different statistics

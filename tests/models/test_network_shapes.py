@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advtrain.models import VGG, DMWideResNet, PreActResNet, SmallCNN, SmallPreActResNet, ThinResNet, WideResNet
+from advtrain.models import (
+    VGG,
+    DMWideResNet,
+    MobileNetV2,
+    PreActResNet,
+    SmallCNN,
+    SmallPreActResNet,
+    ThinResNet,
+    WideResNet,
+)
 
 
 def count(model: nn.Module) -> int:
@@ -53,6 +62,7 @@ def test_silu_has_no_flat_side() -> None:
         SmallPreActResNet(),
         ThinResNet(depth=8, width=4),
         VGG(depth=8),
+        MobileNetV2(),
     ],
     ids=lambda model: type(model).__name__,
 )

@@ -33,11 +33,17 @@ CIFAR_100 = {
     "resnet32x4": 7.43,
     "vgg8": 3.97,
     "vgg13": 9.46,
+    "mobilenet_v2": 0.81,
+    "shufflenet_v1": 0.95,
+    "shufflenet_v2": 1.36,
 }
-# Millions, with 1000 classes: timm's results tables (param_count). The ConvStem models have RobustBench's shapes:
-# see test_zoo_compatibility.
+# Millions, with 1000 classes: timm's results tables (param_count) and torchvision's documentation. The ConvStem models
+# have RobustBench's shapes: see test_zoo_compatibility.
 IMAGENET = {
+    "imagenet_resnet_18": 11.69,
+    "imagenet_resnet_34": 21.80,
     "resnet_50": 25.56,
+    "resnext_101_32x4d": 44.18,
     "vit_small": 22.05,
     "vit_base": 86.57,
     "deit_small": 22.05,
@@ -45,6 +51,7 @@ IMAGENET = {
     "convnext_small": 50.22,
     "convnext_base": 88.59,
     "xcit_small": 26.25,
+    "mobilenet_v1": 4.23,
 }
 
 
@@ -53,7 +60,7 @@ def count(word: str, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> int:
     path = config_dir() / "model" / f"{word}.yaml"
     merged = OmegaConf.create({"data": {"num_classes": num_classes}, "model": OmegaConf.load(path)})
     config = cast(dict[str, Any], OmegaConf.to_container(merged.model, resolve=True))
-    if "name" in config:
+    if config["_target_"].endswith(("timm_model", "conv_stem_model")):
         pytest.importorskip("timm")
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build(config).parameters())

@@ -25,7 +25,27 @@ from advtrain.recipes.cost import forward_flop
     ],
 )
 def test_passes_of_a_step(words: list[str], passes: int) -> None:
-    assert passes_per_image(compose("train", words))(20) == passes
+    assert passes_per_image(compose("train", words))(20) == (passes, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "student", "teacher"),
+    [  # a student without an attack is trained as any network; the teacher looks once, without a gradient
+        (["loss=kd"], 3, 1),
+        (["loss=ikl_kd_code"], 3, 1),
+        (["loss=ikl_kd", "weight_perturbation=awp"], 2 * 3, 1),
+    ],
+)
+def test_passes_of_student_and_teacher(words: list[str], student: int, teacher: int) -> None:
+    assert passes_per_image(compose("train", words))(20) == (student, teacher)
+
+
+def test_the_teachers_passes_cost_what_the_teacher_is() -> None:
+    config = compose("train", ["loss=kd", "model=resnet8", "data=cifar100", "trainer.batch_size=50"])
+    teacher = compose("train", ["model=vgg8", "data=cifar100"])["model"]
+    student, asked = forward_flop(config["model"], (3, 32, 32)), forward_flop(teacher, (3, 32, 32))
+    images = config["trainer"]["epochs"] * 2 * 50  # ⌊120 / 50⌋ batches
+    assert training_flop(config, (3, 32, 32), 120, teacher) == images * (3 * student + asked)
 
 
 def test_schedules_are_followed_epoch_by_epoch() -> None:
@@ -33,7 +53,7 @@ def test_schedules_are_followed_epoch_by_epoch() -> None:
     config = compose("train", [*words, "model=preact_resnet_small"])
     passes = sum(1 + 2 * (2 + (epoch - 1) // 10) + (12 if epoch >= 10 else 6) for epoch in range(1, 41))
     expected = forward_flop(config["model"], (3, 32, 32)) * 3 * 30 * passes  # ⌊100 / 30⌋ batches
-    assert training_flop(config, (3, 32, 32), images_per_epoch=100) == expected
+    assert training_flop(config, (3, 32, 32), 100) == expected
 
 
 def test_forward_cost_is_two_flop_per_multiply_add() -> None:

@@ -188,7 +188,7 @@ def _outside(scene: Scene, adversarial: Images) -> float | None:
 def _gains(scene: Scene, ends: list[Images], exact: Numerics) -> list[float]:
     """How much the mean of the objective grows from the images to each of `ends`, by the bare model in `exact`."""
     with untouched(scene.model, scene.loss), exact.products(), attack_mode(scene.model, scene.attack_batchnorm):
-        objective = scene.loss.inner(scene.model, scene.x, scene.y)
+        objective = scene.loss.inner(scene.model, scene.x, scene.y, *scene.taught())
         first, *others = (float(values(objective, x).double().mean()) for x in (scene.x, *ends))
     return [other - first for other in others]
 

@@ -1,5 +1,7 @@
 """The passes of a training step, run as an `Acceleration` says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from advtrain.attacks.ascent import Ascent, Eager
 from advtrain.engine.acceleration.compiled import Compiled, CompiledModel
 from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed
+from advtrain.losses import Teacher
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Passes:
     Args:
         model: the bare model, where it is trained.
         acceleration: how its passes are run.
+        teacher: of the loss, where it holds one: run so, too, inside `teaching`.
 
     Attributes:
         ascent: for attacks: `attack.using(passes.ascent)`.
@@ -51,8 +55,10 @@ class Passes:
     attacked: nn.Module
     trained: nn.Module
 
-    def __init__(self, model: nn.Module, acceleration: Acceleration) -> None:
+    def __init__(self, model: nn.Module, acceleration: Acceleration, teacher: Teacher | None = None) -> None:
         self.acceleration = acceleration
+        self._teacher = teacher
+        self._taught_by = None if teacher is None or acceleration.compile == "off" else CompiledModel(teacher.model)
         self.attacked, self.trained = model, model
         if acceleration.compile != "off":
             self.attacked, self.trained = CompiledModel(model), CompiledModel(model)
@@ -60,3 +66,15 @@ class Passes:
         self.ascent = steps
         if acceleration.cuda_graph:
             self.ascent = Replayed(model, steps, CudaGraphs(next(model.parameters()).device))
+
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Inside, whoever asks the teacher, the step, the loss or the attack, has its compiled passes."""
+        if self._teacher is None or self._taught_by is None:
+            yield
+            return
+        plain, self._teacher.model = self._teacher.model, self._taught_by
+        try:
+            yield
+        finally:
+            self._teacher.model = plain

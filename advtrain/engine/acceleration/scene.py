@@ -14,9 +14,9 @@ from advtrain.data.base import Batch
 from advtrain.engine.acceleration.passes import Passes
 from advtrain.engine.modes import attack_mode
 from advtrain.engine.numerics import Numerics
-from advtrain.losses import Loss
+from advtrain.losses import Loss, taught_beside
 from advtrain.random import BatchRows, seeded_generator
-from advtrain.types import Attack, Images, Objective, PerImage, Targets
+from advtrain.types import Attack, Images, Logits, Objective, PerImage, Targets
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Scene:
         x, y: the rows of one pass, in the run's layout; with two views [view 1; view 2].
         rows: where random starts come from; its generator is made anew for each use.
         attack_batchnorm: "eval" or "train".
+        known: what the teacher says of x, where that was computed before.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Scene:
     y: Targets
     rows: BatchRows
     attack_batchnorm: str = "eval"
+    known: Logits | None = None
 
     @classmethod
     def of(
@@ -48,7 +50,12 @@ class Scene:
         n, views = len(x[0]), len(x)
         rows = slice(batch.rows.start, batch.rows.start + n)
         source = BatchRows(torch.Generator(), batch_size, rows, views)
-        return cls(model, loss, attack, torch.cat(x), torch.cat([batch.y[:n]] * views), source)
+        known = None if batch.taught is None else batch.taught[:n]
+        return cls(model, loss, attack, torch.cat(x), torch.cat([batch.y[:n]] * views), source, known=known)
+
+    def taught(self) -> tuple[Logits, ...]:
+        """What the loss takes beside images and labels: see `taught_beside`."""
+        return taught_beside(self.loss, self.x, self.known)
 
     def source(self) -> BatchRows:
         return replace(self.rows, generator=seeded_generator(0, "parity", device=self.x.device))
@@ -58,7 +65,8 @@ class Scene:
         views, first = self.rows.views, self.rows.rows.start
         n = len(self.x) // views
         x, y = (torch.cat([view[: n // 2] for view in rows.chunk(views)]) for rows in (self.x, self.y))
-        return replace(self, x=x, y=y, rows=replace(self.rows, rows=slice(first, first + n // 2)))
+        known = None if self.known is None else self.known[: n // 2]
+        return replace(self, x=x, y=y, known=known, rows=replace(self.rows, rows=slice(first, first + n // 2)))
 
 
 class Probe:
@@ -133,12 +141,15 @@ def observe(scene: Scene, passes: Passes, numerics: Numerics, at: Seen | None = 
         at: whose points the gradients are taken at; its own when None.
     """
     model, loss = scene.model, scene.loss
-    with untouched(model, loss), numerics.products():
-        loss.start_batch(scene.y)
-        probe, adversarial = _attack(scene, passes, numerics, at)
+    with untouched(model, loss), numerics.products(), passes.teaching():
+        with numerics.casting():
+            taught = scene.taught()
+        loss.start_batch(scene.y, *taught)
+        probe, adversarial = _attack(scene, passes, numerics, at, taught)
         torch.manual_seed(0)
+        x_adv = adversarial if at is None else at.adversarial
         with torch.enable_grad(), numerics.casting():
-            total, _ = loss.outer(passes.trained, scene.x, adversarial if at is None else at.adversarial, scene.y)
+            total, _ = loss.outer(passes.trained, scene.x, x_adv, scene.y, *taught)
         learning = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(total, learning, allow_unused=True)
         weights = [torch.zeros_like(p) if g is None else g for p, g in zip(learning, found, strict=True)]
@@ -146,7 +157,9 @@ def observe(scene: Scene, passes: Passes, numerics: Numerics, at: Seen | None = 
         return Seen(probe.point, probe.moved, probe.gradient, adversarial, total.detach(), weights, buffers)
 
 
-def _attack(scene: Scene, passes: Passes, numerics: Numerics, at: Seen | None) -> tuple[Probe, Images]:
+def _attack(
+    scene: Scene, passes: Passes, numerics: Numerics, at: Seen | None, taught: tuple[Logits, ...]
+) -> tuple[Probe, Images]:
     attack, point = scene.attack, None if at is None else at.point
     geometry = Linf() if attack is None else norm_named(attack.norm)
     probe = Probe(passes.ascent, geometry, point)
@@ -154,7 +167,7 @@ def _attack(scene: Scene, passes: Passes, numerics: Numerics, at: Seen | None) -
         return probe, scene.x
     torch.manual_seed(0)
     with attack_mode(scene.model, scene.attack_batchnorm), numerics.casting():
-        objective = scene.loss.inner(passes.attacked, scene.x, scene.y)
+        objective = scene.loss.inner(passes.attacked, scene.x, scene.y, *taught)
         adversarial = attack.using(probe)(objective, scene.x, generator=scene.source()).detach().clone()
         if probe.moved is None:  # the attack runs passes of its own: then a random point of its ball
             probe, radius = Probe(Eager(), geometry, point), min(attack.radius, 8 / 255)

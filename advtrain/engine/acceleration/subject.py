@@ -65,13 +65,13 @@ class Subject:
 
     def facts(self, numerics: Numerics) -> dict[str, Any]:
         """All that the speed of a step depends on, but for the machine."""
-        settings, attack = self.settings, self.attack
+        settings, attack, teacher = self.settings, self.attack, self.loss.teacher
         return {
-            "model": str(self.model),
-            "parameters": [[name, list(p.shape), p.requires_grad] for name, p in self.model.named_parameters()],
+            **_network(self.model),
             "images": [list(view.shape) for view in self.batch.views],
             "taught": self.batch.taught is not None,
             "loss": [_class(self.loss), self.loss.formula(), self.loss.inner_objective],
+            "teacher": teacher and _network(teacher.model),
             "attack": None if attack is None else [_class(attack), attack.describe()],
             "perturbation": _class(self.perturbation),
             "optimizer": _class(self.optimizer),
@@ -84,6 +84,11 @@ class Subject:
             "deterministic": settings.deterministic,
             "cuda_graph": settings.cuda_graph,
         }
+
+
+def _network(model: nn.Module) -> dict[str, Any]:
+    parameters = [[name, list(p.shape), p.requires_grad] for name, p in model.named_parameters()]
+    return {"model": str(model), "parameters": parameters}
 
 
 def _class(part: object) -> str:
