@@ -64,6 +64,18 @@ def test_a_run_with_stored_logits_is_the_run_that_asks(
     assert len({record["loss"] for record in log(tmp_path / "asking") if "loss" in record}) == 24
 
 
+def test_the_teacher_is_asked_pass_by_pass_and_answers_in_its_own_dtype(tmp_path: Path) -> None:
+    """What a step would ask and get: only then is every rounding that of the step."""
+    run = lesson(tmp_path / "run", tmp_path / "logits.npy", accumulation=3, precision="bf16")
+    del run.loss.teacher.asked[:]  # by the gate
+    loader = run.stored.streamed(run._lessons(), StopRequest(run.device))
+    assert run.loss.teacher.asked == [8] * (2 * 4 * 3)
+    with run.numerics.casting():
+        answer = run.loss.taught(torch.rand(1, 3, 6, 6))
+    assert next(iter(loader.epoch(1))).taught.dtype == answer.dtype == torch.bfloat16
+    assert np.load(tmp_path / "logits.npy").dtype == np.float32
+
+
 def test_a_file_holds_what_the_teacher_says_of_each_place(stored: Path) -> None:
     model = teacher().model.double()
     rows = np.load(stored)
@@ -94,7 +106,7 @@ def test_unaugmented_images_need_one_row_each(precision: str, tolerance: float, 
 
 
 def counted(run: Any) -> int:
-    return run.loss.teacher.images
+    return sum(run.loss.teacher.asked)
 
 
 @pytest.mark.parametrize("data", ("augmented", "as stored"))
