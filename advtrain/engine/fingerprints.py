@@ -11,15 +11,18 @@ SAMPLE = 16  # training images whose pixels stand for those of all
 
 
 def of_network(model: nn.Module) -> str:
-    """The SHA-256 of a network's weights and buffers, those outside of its state dict (a mean, a deviation) included.
+    """SHA-256 of the state dict, tensor by tensor in the order of their names, and of the normalisation around it.
 
-    Wherever they lie and in whichever precision they are used: as float32.
+    Mean and deviation are no part of a state dict here, but of what the network says. Numbers with a point are taken as
+    float32, so the dtype of a run does not matter.
     """
+    tensors = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] in ("mean", "std")}
+    tensors |= model.state_dict()
     digest = hashlib.sha256()
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        plain = tensor.detach().cpu().contiguous()
-        digest.update((plain.float() if plain.is_floating_point() else plain).numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

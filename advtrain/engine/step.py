@@ -1,7 +1,7 @@
 """One optimiser step of adversarial training."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from advtrain.engine.modes import attack_mode, buffers_kept, evaluating
 from advtrain.engine.numerics import Numerics
 from advtrain.engine.sharding import REPLICATED, Sharding
 from advtrain.engine.weight_perturbations import WeightPerturbation
-from advtrain.losses import Loss, taught_beside
+from advtrain.losses import Distillation, Loss, taught_beside
 from advtrain.random import BatchRows, seed_layers, seeded_generator, stream_seed
 from advtrain.types import Attack, Images, Logits, Parts, Targets
 
@@ -40,7 +40,7 @@ class Piece:
     y: Targets
     source: BatchRows
     share: float  # of this process's rows
-    taught: tuple[Logits, ...] = ()  # what the teacher says of x, for a loss that holds one
+    taught: tuple[Logits, ...] = ()  # for a loss that holds a teacher: what that says of x; of x', too, where needed
 
 
 class TrainingStep:
@@ -118,6 +118,7 @@ class TrainingStep:
         taught = [torch.cat(said) for said in zip(*(piece.taught for piece in pieces), strict=True)]
         self.loss.start_batch(torch.cat([batch.y] * len(batch.views)), *taught)
         adversarial = self._adversarial(pieces, attack)
+        pieces = [self._answered(piece, x_adv) for piece, x_adv in zip(pieces, adversarial, strict=True)]
         self.optimizer.zero_grad(set_to_none=True)
         with perturbation(self.model, lambda: self._ascent(pieces, adversarial)):
             return self._accumulate(pieces, adversarial)
@@ -141,6 +142,13 @@ class TrainingStep:
         """The teacher is asked of x here alone, once for the attack, the loss and whatever perturbs the weights."""
         with self.numerics.casting():
             return taught_beside(self.loss, x, known)
+
+    def _answered(self, piece: Piece, x_adv: Images) -> Piece:
+        """`piece` with what the teacher says of x', too, where the loss compares with that: asked once, as of x."""
+        if not isinstance(self.loss, Distillation) or not self.loss.needs_taught_adv:
+            return piece
+        with self.numerics.casting():
+            return replace(piece, taught=(*piece.taught, self.loss.taught(x_adv)))
 
     def _adversarial(self, pieces: list[Piece], attack: Attack | None) -> list[Images]:
         if attack is None:

@@ -23,6 +23,7 @@ class Loss(nn.Module, ABC):
         selects_by: which held-out accuracy chooses checkpoints unless the trainer is told otherwise: robust or clean.
         inner_objective: the word for what the attack maximises, one of `objectives.INNER`.
         weighs_pairs: whether the loss weighs pairs of classes, as inner=ikl does.
+        attacks_by_teacher: whether the attack may maximise a divergence from the teacher, `objectives.BY_TEACHER`.
         takes_soft_labels: whether `inner` and `outer` take labels of shape (N, C) from mixed images, with the settings
             of this loss. Those that do not raise ValueError.
         views: how many views of each image the rows of a batch hold; with 2 they are [view 1; view 2].
@@ -34,19 +35,39 @@ class Loss(nn.Module, ABC):
     needs_teacher = False
     selects_by = "robust"
     weighs_pairs = False
+    attacks_by_teacher = False
     takes_soft_labels: bool = False
     views: int = 1
     needs_whole_batch: bool = False
 
     def __init__(self, *, inner: str) -> None:
         super().__init__()
-        self.inner_objective = checks.choice("loss.inner", inner, objectives.INNER)
+        self.inner_objective = self._inside(inner)
+
+    def _inside(self, inner: str) -> str:
+        """The setting `loss.inner`."""
         if inner == "ikl" and not self.weighs_pairs:
-            name = type(self).__name__
+            raise SettingError(self._no_ikl_inside())
+        if self.attacks_by_teacher:
+            words = [word for word in objectives.INNER if word != "ikl" or self.weighs_pairs]
+            return checks.choice("loss.inner", inner, words)
+        if inner in objectives.BY_TEACHER:
             raise SettingError(
-                f"loss.inner: expected ce, kl, margin or dlr for {name}, which keeps no class prior, got 'ikl'; "
-                "choose one of them, or loss=ikl or loss=gkl"
+                f"loss.inner={inner} with loss {type(self).__name__}: expected a loss whose attack knows a teacher; "
+                "choose loss=rslad or loss=adaad (say), or loss.inner=kl"
             )
+        return checks.choice("loss.inner", inner, objectives.PLAIN)
+
+    def _no_ikl_inside(self) -> str:
+        if self.attacks_by_teacher:
+            return (
+                f"loss.inner=ikl with loss {type(self).__name__}, whose class weights are its teacher's: expected "
+                "teacher_ikl, adaptive_ikl, or a word without such weights; choose loss.inner=teacher_ikl"
+            )
+        return (
+            f"loss.inner: expected ce, kl, margin or dlr for {type(self).__name__}, which keeps no class prior, got "
+            "'ikl'; choose one of them, or loss=ikl or loss=gkl"
+        )
 
     @property
     def has_prior(self) -> bool:

@@ -60,9 +60,25 @@ class Distillation(Loss):
         Raises:
             RuntimeError: there is no teacher yet.
         """
+        return self._held()(x)
+
+    def network(self) -> nn.Module:
+        """The teacher's network in eval mode, for attacks whose gradient goes through it, too.
+
+        Raises:
+            RuntimeError: there is no teacher yet.
+        """
+        return self._held().model.eval()
+
+    def _held(self) -> Teacher:
         if self.teacher is None:
             raise RuntimeError(f"expected a teacher, got none; call {type(self).__name__}.hold(Teacher(model))")
-        return self.teacher(x)
+        return self.teacher
+
+    @property
+    def needs_taught_adv(self) -> bool:
+        """Whether `outer` compares with what the teacher says of x', and takes it as `taught_adv`, shape (N, C)."""
+        return False
 
     @property
     def has_prior(self) -> bool:
@@ -70,7 +86,7 @@ class Distillation(Loss):
 
     @property
     def warmth(self) -> float:
-        """min(epoch / W, 1)."""
+        """min(epoch / W, 1); 1 until the first epoch is announced."""
         return self._warmth
 
     def start_epoch(self, epoch: int) -> None:
@@ -165,4 +181,5 @@ class CleanDistillation(Distillation):
 
     def formula(self) -> str:
         warmth = f"min(epoch/{self.warmup_epochs}, 1) · " if self.warmup_epochs else ""
-        return f"{self.label_weight:g} {ce_formula('x', self.label_smoothing)} + {warmth}[{self.distilled_formula()}]"
+        weight = "" if self.label_weight == 1 else f"{self.label_weight:g} "
+        return f"{weight}{ce_formula('x', self.label_smoothing)} + {warmth}[{self.distilled_formula()}]"

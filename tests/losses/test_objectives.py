@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from advtrain.losses import IKL, PGDAT, TRADES, functional, objectives
+from advtrain.losses import IKL, PGDAT, RSLAD, TRADES, Teacher, functional, objectives
 from advtrain.types import SettingError
 
 
@@ -58,9 +58,10 @@ def test_dlr_needs_three_classes() -> None:
 
 @pytest.mark.parametrize("inner", objectives.INNER)
 def test_every_word_is_an_objective_with_a_formula(inner: str) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5)).double()
+    model, other = (nn.Sequential(nn.Flatten(), nn.Linear(4, 5)).double() for _ in range(2))
     x, y = torch.rand(3, 1, 2, 2, dtype=torch.float64), torch.arange(3)
-    loss = IKL(num_classes=5, inner=inner)
+    by_teacher = inner in objectives.BY_TEACHER
+    loss = RSLAD(inner=inner).hold(Teacher(other)) if by_teacher else IKL(num_classes=5, inner=inner)
     objective = loss.inner(model, x, y)
     leaf = (x + 0.1).requires_grad_()
     values = objective(leaf)
@@ -77,6 +78,10 @@ def test_losses_take_dlr_and_refuse_what_they_cannot_have() -> None:
     assert PGDAT(inner="dlr").inner_objective == "dlr"
     with pytest.raises(SettingError, match="expected ce, kl, margin or dlr for TRADES"):
         TRADES(inner="ikl")
+    with pytest.raises(SettingError, match=r"^loss.inner=ikl with loss RSLAD, .*; choose loss.inner=teacher_ikl$"):
+        RSLAD(inner="ikl")
+    with pytest.raises(SettingError, match=r"^loss.inner=teacher_kl with loss TRADES: expected a loss whose attack "):
+        TRADES(inner="teacher_kl")
 
 
 def test_margin_and_dlr_agree_on_the_sign() -> None:

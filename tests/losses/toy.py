@@ -25,6 +25,18 @@ OPTIONS: dict[str, list[Any]] = {
     "inner": ["ce", "kl", "margin"],
 }
 
+# For robust distillation several together, where one alone changes nothing or names something else.
+ROBUST: list[dict[str, Any]] = [
+    {"inner": "margin"},
+    {"inner": "teacher_kl"},
+    {"inner": "adaptive_kl"},
+    {"alpha": 0.5, "label_smoothing": 0.1},
+    {"alpha": 0.5, "inner": "teacher_ikl"},
+    {"divergence": "ikl", "inner": "adaptive_ikl"},
+    {"divergence": "ikl", "global_weights": False},
+    {"discount_teacher": False},
+]
+
 
 @cache
 def _config(name: str) -> dict[str, Any]:
@@ -52,7 +64,9 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     for name in choices("loss"):
         own = _config(name)
         found.append((name, {}))
-        found += [(name, {key: v}) for key in OPTIONS if key in own for v in OPTIONS[key] if v != own[key]]
+        single = [{key: value} for key, values in OPTIONS.items() for value in values]
+        tried = ROBUST if made(name).attacks_by_teacher else single
+        found += [(name, c) for c in tried if c.keys() <= own.keys() and any(own[key] != c[key] for key in c)]
     return found
 
 
