@@ -155,9 +155,9 @@ def _check_points(points: Sequence[Sequence[str]], own_folder: Path | None, *, e
     names = set()
     for point in points:
         config, chosen = compose_chosen("train", point, own_folder)
-        _runs().check_training(config, elsewhere=elsewhere)
         own = [word for word in point if not word.startswith("hydra")]
         name = config["name"] or run_name(own, chosen, config["seed"])
+        _runs().check_training(config, elsewhere=elsewhere, directory=Path(config["run_root"]) / name)
         if name in names:
             raise SettingError(
                 f"name: expected a run directory of its own for each point of a sweep, got {name} for two of them; "

@@ -149,6 +149,15 @@ def own_settings(group: str, choice: str, folders: Sequence[Path]) -> dict[str, 
     return _merged(settings, content)
 
 
+def our_settings(group: str, choice: str, num_classes: int | None) -> dict[str, Any]:
+    """What our own YAML of a choice says, for data of `num_classes`."""
+    from omegaconf import OmegaConf
+
+    own = own_settings(group, choice, [config_dir()])
+    around = OmegaConf.create({"data": {"num_classes": num_classes}, group: own})
+    return OmegaConf.to_container(around[group], resolve=True)  # pyright: ignore[reportReturnType]
+
+
 def _yaml(group: str, choice: str, folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         path = folder / group / f"{choice}.yaml"

@@ -15,6 +15,7 @@ from advtrain import checks, distributed, second
 from advtrain.config import ThreatSettings, build, typed
 from advtrain.data.base import Dataset
 from advtrain.engine import run_directory as directories
+from advtrain.engine.execution import recorded_teacher
 from advtrain.engine.numerics import device_named
 from advtrain.engine.progress import console
 from advtrain.engine.validation import selection
@@ -49,7 +50,7 @@ def evaluate_run(config: dict[str, Any], parts: dict[str, Any], directory: Path)
         source["selected_by"] = selection(
             threat, parts["trainer"].validation, parts["attack"], parts["loss"], data.num_classes
         ).describe()
-        source["git_commit"] = directories.git_commit()
+        source |= {"git_commit": directories.git_commit(), **recorded_teacher(directory)}
         save(measure(model, settings=settings), directory, data_name(config), source, load())
     second.complete(path, run, settings, measure)
     return distributed.on_main(lambda: reported(directory))
@@ -87,7 +88,9 @@ def evaluation_run(config: dict[str, Any]) -> None:
     def written(result: Evaluation, folder: Path) -> None:
         facts = {**described(config, folder), "command": shlex.join(["advtrain-eval", *as_given(sys.argv[1:])])}
         facts["git_commit"] = directories.git_commit()
-        save(result, folder, name, facts | ({} if run is None else run.facts(settings.checkpoint)), snapshot)
+        if run is not None:
+            facts |= run.facts(settings.checkpoint) | recorded_teacher(run.directory)
+        save(result, folder, name, facts, snapshot)
 
     with distributed.process_group(device):
         main = threats[0] if threats else own

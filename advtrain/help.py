@@ -7,6 +7,7 @@ SUMMARIES = {
     "model": "the network; input in [0, 1], normalisation inside",
     "attack": "what makes the training examples",
     "loss": "the outer objective; loss.inner chooses what the attack maximises",
+    "teacher": "whom loss=kd and its like learn from: teacher.source=RUN, robustbench:NAME, timm:NAME, …",
     "optimizer": "",
     "schedule": "of the learning rate",
     "weight_perturbation": "",
@@ -34,6 +35,8 @@ examples
   advtrain loss=pgd_at seed=1
   advtrain loss=trades model=wrn_28_10 data=cifar100 attack.steps=7 seed=1
   advtrain -m experiment=quickstart seed=0,1,2 loss=ikl,trades
+  advtrain loss=kd teacher.source=runs/quickstart-seed0
+  advtrain data=cifar100 model=resnet20 loss=kd teacher.source=model:resnet56 teacher.weights=resnet56.pth seed=1
   torchrun --nproc-per-node=2 -m advtrain experiment=cifar10_ikl_preact_resnet_18 data.root=/datasets
 
 radii are written as fractions: threat.eps=8/255. The same command continues a run that was stopped.

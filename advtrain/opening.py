@@ -9,10 +9,11 @@ from advtrain.engine import Trainer
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.losses import objectives
+from advtrain.teachers import Examination
 
 
-def opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
-    """The lines, for a trainer that has not begun."""
+def opening(trainer: Trainer, parts: dict[str, Any], directory: Path, examination: Examination | None = None) -> str:
+    """The lines, for a trainer that has not begun and a teacher, where there is one, that was examined."""
     data, loss, settings = parts["data"], parts["loss"], parts["trainer"]
     parameters = sum(p.numel() for p in trainer.model.parameters())
     sizes = ", ".join(f"{len(data.split(s)):,} {word}" for s, word in (("train", "train"), ("validation", "held out")))
@@ -21,6 +22,7 @@ def opening(trainer: Trainer, parts: dict[str, Any], directory: Path) -> str:
         f"data      {data.name}: {sizes}, {data.num_classes} classes, {'×'.join(map(str, data.image_shape))}",
         *(f"          {remark}" for remark in data.remarks()),
         f"model     {type(trainer.model).__name__.removeprefix('FSDP')}, {parameters:,} parameters",
+        *([] if examination is None else examination.lines()),
         f"minimise  {loss.formula()}",
     ]
     if loss.needs_attack:

@@ -16,7 +16,7 @@ from advtrain.config import ThreatSettings, architecture_of, build, typed
 from advtrain.engine import checkpoints
 from advtrain.engine import run_directory as directories
 from advtrain.engine.acceleration import Acceleration
-from advtrain.engine.execution import recorded_execution
+from advtrain.engine.execution import recorded_execution, recorded_teacher
 from advtrain.engine.progress import console
 from advtrain.evaluation import EvaluationSettings
 from advtrain.evaluation.records import EVIDENCE, RECORD
@@ -247,6 +247,7 @@ def _training(directory: Path, checkpoint: str) -> dict[str, Any]:
             "precision": execution["numerics"]["precision"],
             "compile": str(Acceleration(how["compile"], how["cuda_graph"])),
         } | {name: execution[name] for name in ("batch_size",) if name in execution}
+    facts |= recorded_teacher(directory)
     last = directory / "checkpoints" / "last.pt"
     if last.is_file():
         position = checkpoints.load(last)["position"]

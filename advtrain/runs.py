@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from advtrain import distributed
 from advtrain.config import OUR_TARGETS, ThreatSettings, TrainerSettings, architecture_of, build, typed
@@ -13,25 +12,29 @@ from advtrain.data.base import Dataset
 from advtrain.engine import Ingredients, Trainer, batch_size
 from advtrain.engine import run_directory as directories
 from advtrain.engine.free import check_free, free_attack
-from advtrain.engine.numerics import check_numerics, device_named
+from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.progress import console, duration
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
+from advtrain.models.fit import check_fit
 from advtrain.models.weights import check_weights_file
 from advtrain.opening import opening
 from advtrain.publish import check_target, export_and_verify
 from advtrain.random import stream_seed
-from advtrain.teachers import TeacherSettings, check_teacher, give_teacher
+from advtrain.teachers import Examination, TeacherSettings, check_source, check_teacher, examine, give_teacher
 from advtrain.types import Attack, SettingError
 
 PARTS = ("attack", "loss", "optimizer", "schedule", "weight_perturbation", "averaging", "logger")
 
 
-def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: bool = False) -> dict[str, Any]:
+def check_training(
+    config: dict[str, Any], *, trusted: bool = True, elsewhere: bool = False, directory: Path | None = None
+) -> dict[str, Any]:
     """Builds everything that is cheap and checks that the choices go together; returns the parts by group.
 
-    No model is built and no data is decoded. What will train `elsewhere` needs no GPU here.
+    No model is built and no data is decoded. What will train `elsewhere` needs no GPU here. The run directory, where
+    it is known, is only compared with that of the teacher.
 
     Raises:
         SettingError: something cannot be used.
@@ -52,6 +55,7 @@ def check_training(config: dict[str, Any], *, trusted: bool = True, elsewhere: b
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
+    check_source(parts["teacher"], parts["data"], parts["threat"], directory)
     if not elsewhere:
         check_numerics(parts["trainer"], device_named(parts["trainer"].device))
     return parts
@@ -64,8 +68,8 @@ def dataset(config: dict[str, Any], *, trusted: bool = True) -> Any:
 
 def train_run(config: dict[str, Any], name: str) -> None:
     """Trains, evaluates, exports and verifies; continues where an earlier call of the same command stopped."""
-    parts = check_training(config)
     directory = Path(config["run_root"]) / name
+    parts = check_training(config, directory=directory)
     settings: TrainerSettings = parts["trainer"]
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -77,13 +81,17 @@ def train_run(config: dict[str, Any], name: str) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     check_start(_model_config(config["model"], directory))
+    give_teacher(parts["loss"], parts["teacher"], parts["data"], parts["threat"])
     found = batch_size.own_rows(parts, lambda own: make_trainer(config, own, directory), directory, device)
     with distributed.process_group(device):
-        _claim(directory, config)
+        how = numerics(settings, device, parts["data"].image_shape[0])
+        examination = examine(parts["loss"], parts["teacher"], parts["data"], config["data"], how)
+        _claim(directory, config, parts["teacher"], examination)
         parts["trainer"] = batch_size.settled(settings, found, directory, device)
         trainer = make_trainer(config, parts, directory)
         if distributed.is_main():
-            console.print("\n".join([opening(trainer, parts, directory), *batch_size.remarks(trainer, settings)]))
+            remarks = batch_size.remarks(trainer, settings)
+            console.print("\n".join([opening(trainer, parts, directory, examination), *remarks]))
         trainer.fit()
         record = _evaluated(config, parts, trainer, directory)
         distributed.leave()
@@ -91,12 +99,14 @@ def train_run(config: dict[str, Any], name: str) -> None:
         _conclude(config, parts, record, directory)
 
 
-def _claim(directory: Path, config: dict[str, Any]) -> None:
+def _claim(directory: Path, config: dict[str, Any], teacher: TeacherSettings, examination: Examination | None) -> None:
     """The main process claims the directory, and all processes fail alike where it may not."""
 
     def refusal() -> str:
         try:
             directories.claim(directory, config)
+            if examination is not None:
+                examination.confirm(directory, teacher)
         except SettingError as error:
             return str(error)
         return ""
@@ -114,7 +124,7 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     data = parts["data"]
     torch.manual_seed(stream_seed(config["seed"], "weights"))
     model = build(_model_config(config["model"], directory))
-    check_model(model, data.image_shape, data.num_classes)
+    check_fit(model, data.image_shape, data.num_classes, what="model", remedy="choose another model= or data=")
     give_teacher(parts["loss"], parts["teacher"], data, parts["threat"])
     ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
     return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
@@ -135,30 +145,6 @@ def _model_config(model: dict[str, Any], directory: Path) -> dict[str, Any]:
     if not (directory / "checkpoints" / "last.pt").is_file():
         return model
     return architecture_of(model) | {key: model[key] for key in ("gradient_checkpointing",) if key in model}
-
-
-def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Confirms with one black image that the model takes such images and answers with so many logits.
-
-    Raises:
-        SettingError: it does not.
-    """
-    shape = "×".join(map(str, image_shape))
-    remedy = "choose another model= or data="
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *image_shape))
-    except (RuntimeError, AssertionError) as error:  # timm asserts its image size
-        reason = str(error).split("\n")[0]
-        raise SettingError(
-            f"model: expected one that takes {shape} images, got an error ({reason}); {remedy}"
-        ) from error
-    finally:
-        model.train(was_training)
-    if tuple(logits.shape) != (1, num_classes):
-        got = f"{tuple(logits.shape)} for one image"
-        raise SettingError(f"model: expected {num_classes} logits per image, got {got}; {remedy}")
 
 
 def _check_class_count(config: dict[str, Any]) -> None:

@@ -57,17 +57,30 @@ def find(config: dict[str, Any], device: torch.device) -> Source:
     word = str(config["source"])
     if word.startswith(ZOO_PREFIX):
         return _zoo(word.removeprefix(ZOO_PREFIX), config, device)
+    if (run := run_and_checkpoint(word, config["eval"]["checkpoint"])) is not None:
+        return _run(*run, config, device)
     path = Path(word).expanduser()
-    if (path / "config.yaml").is_file():
-        return _run(path, path / "checkpoints" / f"{config['eval']['checkpoint']}.pt", config, device)
     if (path / BUNDLE_FILE).is_file():
         return _bundle(path, config, device)
-    if path.is_file() and (path.parent.parent / "config.yaml").is_file():
-        return _run(path.parent.parent, path, config, device)
     raise SettingError(
         "model: expected a run directory, a checkpoint in one, an exported bundle or "
         f"{ZOO_PREFIX}<name>, got {word!r}; check the path"
     )
+
+
+def run_and_checkpoint(word: str, checkpoint: str) -> tuple[Path, Path] | None:
+    """The run directory and the checkpoint file that a path means; None where it is neither of the two.
+
+    Args:
+        word: the path.
+        checkpoint: of a run directory: best or last. The file need not be there.
+    """
+    path = Path(word).expanduser()
+    if (path / "config.yaml").is_file():
+        return path, path / "checkpoints" / f"{checkpoint}.pt"
+    if path.is_file() and (path.parent.parent / "config.yaml").is_file():
+        return path.parent.parent, path
+    return None
 
 
 def described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -127,9 +140,16 @@ def _run(directory: Path, checkpoint: Path, config: dict[str, Any], device: torc
 
 def _bundle(path: Path, config: dict[str, Any], device: torch.device) -> Source:
     stored = json.loads((path / BUNDLE_FILE).read_text())
-    model = build(stored["trained_as"], trusted=config["trust"]).to(device)
+    model = bundle_model(path, device, trusted=config["trust"])
+    return Source(stored["model_id"], model, _data(stored["dataset"]), stored["norm"], stored["eps"])
+
+
+def bundle_model(path: Path, device: torch.device, *, trusted: bool) -> nn.Module:
+    """The model of an exported bundle, in float32 and eval mode."""
+    stored = json.loads((path / BUNDLE_FILE).read_text())
+    model = build(stored["trained_as"], trusted=trusted).to(device)
     model.load_state_dict(bundle_weights(path, stored, device))
-    return Source(stored["model_id"], model.float().eval(), _data(stored["dataset"]), stored["norm"], stored["eps"])
+    return model.float().eval()
 
 
 def bundle_weights(path: Path, stored: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -143,13 +163,19 @@ def bundle_weights(path: Path, stored: Mapping[str, Any], device: torch.device |
     Raises:
         SettingError: this copy of the bundle comes without its weights.
     """
+    file = bundle_weights_file(path, stored)
+    return torch.load(file, map_location=device, weights_only=True)["state_dict"]
+
+
+def bundle_weights_file(path: Path, stored: Mapping[str, Any]) -> Path:
+    """The file of those weights; arguments and errors as for `bundle_weights`."""
     file = path / stored["weights"]
     if not file.is_file():
         raise SettingError(
             f"model: expected the weights {file}, got a bundle that comes without; put the file whose SHA-256 is in "
             "SHA256SUMS in its place, or train such a model anew as README.md says"
         )
-    return torch.load(file, map_location=device, weights_only=True)["state_dict"]
+    return file
 
 
 def _zoo(name: str, config: dict[str, Any], device: torch.device) -> Source:

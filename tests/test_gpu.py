@@ -22,7 +22,7 @@ from advtrain.data.base import Batch
 from advtrain.engine import NoPerturbation, checkpoints
 from advtrain.engine.execution import recorded_execution
 from advtrain.engine.numerics import Numerics
-from advtrain.losses import IKL, PGDAT, TRADES
+from advtrain.losses import IKL, PGDAT, TRADES, Loss
 from tests.engine.test_resume import TINY, finish, same, start, stopped_after
 from tests.engine.toy import LOSSES, network, trainer, weights_of
 
@@ -36,6 +36,7 @@ STEPS = {
     "pgd_at": lambda: PGDAT(),
     "trades": lambda: TRADES(inner="ce"),
     "ikl": lambda: IKL(num_classes=4, inner="ce"),
+    "ikl_kd": LOSSES["ikl_kd"],
 }
 SMOOTH = PGD(norm="l2", eps=0.5, steps=3, step_size=0.2, init="none")
 
@@ -58,10 +59,17 @@ def weight_gradient(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def on(loss: Loss, device: str, dtype: torch.dtype = torch.float32) -> Loss:
+    """The loss there, and the teacher that it may hold, as a trainer puts them."""
+    if loss.teacher is not None:
+        loss.teacher.to(device, dtype)
+    return loss.to(device)
+
+
 def losses_and_gradients(name: str, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, the gradient of what the attack maximises at fixed images, and that of the weights."""
     x, x_adv, y = images(device, dtype)
-    model, loss = network(norm=True).to(device, dtype), LOSSES[name]().to(device)
+    model, loss = network(norm=True).to(device, dtype), on(LOSSES[name](), device, dtype)
     with Numerics(torch.device(device), dtype=dtype).products():
         model.eval()
         gradient = ascent.value_and_gradient(loss.inner(model, x, y), x_adv)[1]
@@ -106,13 +114,13 @@ def test_training_steps_are_those_of_float64(name: str, device: str, tmp_path: P
 def test_bfloat16_keeps_the_direction_at_fixed_images(name: str, device: str) -> None:
     """The gradient that the attack climbs, and that of the weights; both come out in float32."""
     x, x_adv, y = images("cpu", torch.float64)
-    model, loss = network(norm=True).double().eval(), STEPS[name]()
+    model, loss = network(norm=True).double().eval(), on(STEPS[name](), "cpu", torch.float64)
     expected = ascent.value_and_gradient(loss.inner(model, x, y), x_adv)[1]
     loss.outer(model.train(), x, x_adv, y)[0].backward()
 
     numerics = Numerics(torch.device(device), autocast=True)
     x, x_adv, y = images(device, torch.float32)
-    low, loss = network(norm=True).to(device).eval(), STEPS[name]().to(device)
+    low, loss = network(norm=True).to(device).eval(), on(STEPS[name](), device)
     with numerics.products(), numerics.casting():
         found = ascent.value_and_gradient(loss.inner(low, x, y), x_adv)[1]
         total, _ = loss.outer(low.train(), x, x_adv, y)

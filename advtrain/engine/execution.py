@@ -28,6 +28,11 @@ def recorded_execution(directory: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def recorded_teacher(directory: Path) -> dict[str, Any]:
+    """The entry "teacher" of a run that learns from one: its source, its fingerprint and what it knew; else nothing."""
+    return {key: value for key, value in recorded_execution(directory).items() if key == "teacher"}
+
+
 def changes_of_mathematics(
     settings: TrainerSettings, attack: Attack | None, *, found_batch: bool = False
 ) -> dict[str, Any]:

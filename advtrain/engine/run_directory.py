@@ -40,6 +40,8 @@ CIRCUMSTANCES = (
     "trainer.log_every",
     "export",
 )
+# Files that are known by their content, the fingerprint in execution.json: in a run's name, but they may move.
+KNOWN_BY_CONTENT = ("teacher.source", "teacher.weights")
 FIRST_CHOICES = ("data", "model", "attack", "loss")
 
 
@@ -58,8 +60,19 @@ def run_name(overrides: Sequence[str], choices: Mapping[str, str], seed: int) ->
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in named and not is_circumstance(key):
-            extra.append(value if key in choices else f"{key}-{value}")
+            extra.append(value if key in choices else _named(key, value))
     return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in [*base, *extra, f"seed{seed}"])
+
+
+def _named(key: str, value: str) -> str:
+    """An override in a run's name; of a teacher's path what tells teachers apart, not the folders of one machine."""
+    path = Path(value.strip("'\""))
+    if key == "teacher.source" and path.name:
+        inside = path.parent.name == "checkpoints"
+        return f"teacher-{path.parent.parent.name}-{path.stem}" if inside else f"teacher-{path.name}"
+    if key == "teacher.weights" and path.name:
+        return f"{key}-{'_'.join(path.parts[-2:])}"
+    return f"{key}-{value}"
 
 
 def is_circumstance(key: str) -> bool:
@@ -83,7 +96,7 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
     differing = [
         f"{key} (there {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not is_circumstance(key)
+        if old.get(key) != new.get(key) and not is_circumstance(key) and key not in KNOWN_BY_CONTENT
     ]
     if differing:
         raise SettingError(

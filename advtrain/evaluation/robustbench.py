@@ -130,12 +130,31 @@ def load_zoo_model(
     Raises:
         SettingError: RobustBench is missing, the name is unknown, or the weights are not there or no weights.
     """
-    checks.choice("dataset", dataset, DATASETS)
-    board = NORM_WORDS[checks.choice("norm", threat_norm, BOARD_NORMS)]
-    boards = _zoo()
+    files = check_zoo_model(name, dataset=dataset, threat_norm=threat_norm, model_dir=model_dir, download=download)
     from robustbench.utils import load_model
 
-    zoo = boards.get((dataset, threat_norm), {})
+    try:
+        with _cpu_where_there_is_no_gpu(), redirect_stdout(io.StringIO()):  # some architectures print themselves
+            model = load_model(name, model_dir=model_dir, dataset=dataset, threat_model=NORM_WORDS[threat_norm])
+    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+        reason = " ".join(str(error).split())[:160]
+        named = ", ".join(str(path) for path in files) or name
+        raise SettingError(
+            f"{named}: expected the weights of {name}, got {type(error).__name__}: {reason}; get the file again"
+        ) from error
+    return model.eval()
+
+
+def check_zoo_model(
+    name: str, *, dataset: str, threat_norm: str, model_dir: str | Path = "models", download: bool = False
+) -> list[Path]:
+    """Confirms that `load_zoo_model` has what it needs, without building anything; the files of the weights.
+
+    Args and errors: as there.
+    """
+    checks.choice("dataset", dataset, DATASETS)
+    board = NORM_WORDS[checks.choice("norm", threat_norm, BOARD_NORMS)]
+    zoo = _zoo().get((dataset, threat_norm), {})
     if name not in zoo:
         raise SettingError(_unknown(name, dataset, threat_norm))
     files = _weight_files(Path(model_dir) / dataset / board, name, zoo[name])
@@ -150,16 +169,7 @@ def load_zoo_model(
     for path in files:
         if path.is_file():
             _check_not_a_page(path)
-    try:
-        with _cpu_where_there_is_no_gpu(), redirect_stdout(io.StringIO()):  # some architectures print themselves
-            model = load_model(name, model_dir=model_dir, dataset=dataset, threat_model=board)
-    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
-        reason = " ".join(str(error).split())[:160]
-        named = ", ".join(str(path) for path in files) or name
-        raise SettingError(
-            f"{named}: expected the weights of {name}, got {type(error).__name__}: {reason}; get the file again"
-        ) from error
-    return model.eval()
+    return files
 
 
 def zoo_norm(name: str, *, dataset: str, norm: str | None = None) -> str:

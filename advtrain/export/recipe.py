@@ -21,6 +21,9 @@ def portable(setting: Any) -> Any:
 
 def portable_command(command: str) -> str:
     """A command without the folders of one machine."""
+    command = re.sub(
+        r"(teacher\.(?:source|weights|model_dir)=)['\"]?/\S*?([^/\s'\"]+)/?['\"]?(?=\s|$)", r"\1\2", command
+    )
     return re.sub(r"(data\.root|data_root|run_root)=\S+", r"\1=/datasets", command)
 
 
@@ -61,6 +64,7 @@ def training_lines(training: Mapping[str, Any]) -> list[str]:
         "command": "training command",
         "hardware": "training hardware",
         "execution": "training ran with",
+        "teacher": "learnt from the teacher",
         "git_commit": "training code at commit",
         "checkpoint": "checkpoint",
     }

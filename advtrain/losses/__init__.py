@@ -20,8 +20,10 @@ from advtrain.losses.ard import ARD
 from advtrain.losses.base import Loss
 from advtrain.losses.class_prior import ClassPrior
 from advtrain.losses.distillation import CleanDistillation, Distillation, taught_beside
+from advtrain.losses.dkd import DKD
 from advtrain.losses.dkl import DKL
 from advtrain.losses.gkl import GKL
+from advtrain.losses.gkl_kd import GKLKD
 from advtrain.losses.iad import IAD
 from advtrain.losses.ikl import IKL
 from advtrain.losses.ikl_kd import IKLKD
@@ -37,8 +39,10 @@ from advtrain.losses.trades import TRADES
 
 __all__ = [
     "ARD",
+    "DKD",
     "DKL",
     "GKL",
+    "GKLKD",
     "IAD",
     "IKL",
     "IKLKD",

@@ -86,7 +86,7 @@ class Distillation(Loss):
 
     @property
     def warmth(self) -> float:
-        """min(epoch / W, 1)."""
+        """min(epoch / W, 1); 1 until the first epoch is announced."""
         return self._warmth
 
     def start_epoch(self, epoch: int) -> None:
@@ -181,4 +181,5 @@ class CleanDistillation(Distillation):
 
     def formula(self) -> str:
         warmth = f"min(epoch/{self.warmup_epochs}, 1) · " if self.warmup_epochs else ""
-        return f"{self.label_weight:g} {ce_formula('x', self.label_smoothing)} + {warmth}[{self.distilled_formula()}]"
+        weight = "" if self.label_weight == 1 else f"{self.label_weight:g} "
+        return f"{weight}{ce_formula('x', self.label_smoothing)} + {warmth}[{self.distilled_formula()}]"

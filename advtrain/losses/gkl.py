@@ -73,7 +73,7 @@ class GKL(Decoupled):
 
     def start_batch(self, y: Targets, taught: Logits | None = None) -> None:
         if self.prior is not None and self.normaliser == "batch":
-            self._mean_weight = self._mean_over_processes(self.prior(y))
+            self._mean_weight = mean_pair_weight(self.prior(y), self.gamma)
 
     def regulariser(self, natural_logits: Logits, adversarial_logits: Logits, y: Targets) -> Scalar:
         factors = self.pair_factors(natural_logits, y)
@@ -94,7 +94,7 @@ class GKL(Decoupled):
             gamma=self.gamma,
             wmse_weight=self.wmse_weight,
             ce_weight=self.ce_weight,
-            mean_weight=self._mean_over_processes(factors) if self.needs_whole_batch else self._mean_weight,
+            mean_weight=mean_pair_weight(factors, self.gamma) if self.needs_whole_batch else self._mean_weight,
             break_asymmetry=self.break_asymmetry,
         )
 
@@ -106,7 +106,9 @@ class GKL(Decoupled):
         over = "over the batch" if self.normaliser == "batch" else "per sample"
         return self.decoupled_formula(power=f"^{self.gamma:g}", normaliser=f", normalised {over}")
 
-    def _mean_over_processes(self, class_weights: Logits) -> Scalar:
-        weights = functional.pair_weights(functional.power(class_weights.double(), self.gamma))
-        total = distributed.all_reduce_sum(weights.sum())
-        return total / (len(class_weights) * distributed.world_size())
+
+def mean_pair_weight(class_weights: Logits, gamma: float) -> Scalar:
+    """The mean of (Σ_j q_nj)², q = p^γ, over the rows of all processes, of which each has equally many; float64."""
+    weights = functional.pair_weights(functional.power(class_weights.double(), gamma))
+    total = distributed.all_reduce_sum(weights.sum())
+    return total / (len(class_weights) * distributed.world_size())

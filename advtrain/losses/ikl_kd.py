@@ -1,14 +1,11 @@
 """IKL between a teacher and its student."""
 
-from advtrain import checks
 from advtrain.losses import transfer
-from advtrain.losses.class_prior import ClassPrior
-from advtrain.losses.distillation import CleanDistillation
-from advtrain.losses.shapes import prepared
+from advtrain.losses.pair_distillation import PairDistillation
 from advtrain.types import Logits, Scalar, Targets
 
 
-class IKLKD(CleanDistillation):
+class IKLKD(PairDistillation):
     """label_weight · CE(f(x), y) + min(epoch / W, 1) · IKL(t(x), f(x)); see `advtrain.losses.transfer.ikl_kd`.
 
     Cui et al., "Decoupled Kullback-Leibler Divergence Loss", NeurIPS 2024, arXiv:2305.13948. Two conventions are in
@@ -17,15 +14,8 @@ class IKLKD(CleanDistillation):
     `global_weights=false, prior_temperature=100` (loss=ikl_kd_code).
 
     Args:
-        num_classes: C, for the class prior.
-        wmse_weight: multiplies the wMSE of the raw logits (published code: beta).
-        ce_weight: multiplies the soft cross-entropy, which has no factor T² (published code: alpha).
-        temperature: T of the soft cross-entropy.
-        prior_temperature: τ, by which the teacher's logits are divided before they become weights.
-        break_asymmetry: whether the wMSE drives the student; off, nothing does but the cross-entropies.
-        global_weights: whether pairs are weighed by the class prior (mean of softmax(t / τ) over the images of the
-            true class in the epoch before). If not, by the image's own softmax(t(x) / τ).
-        label_weight, label_smoothing, warmup_epochs: as for `Distillation`.
+        num_classes, wmse_weight, ce_weight, temperature, prior_temperature, break_asymmetry, global_weights,
+            label_weight, label_smoothing, warmup_epochs: as for `PairDistillation`.
     """
 
     term = "ikl_kd"
@@ -44,18 +34,18 @@ class IKLKD(CleanDistillation):
         label_smoothing: float = 0.0,
         warmup_epochs: int = 20,
     ) -> None:
-        self.prior_temperature = checks.number("loss.prior_temperature", prior_temperature, above=0)
-        prior = ClassPrior(num_classes=num_classes, temperature=prior_temperature)
         super().__init__(
+            num_classes=num_classes,
+            wmse_weight=wmse_weight,
+            ce_weight=ce_weight,
+            temperature=temperature,
+            prior_temperature=prior_temperature,
+            break_asymmetry=break_asymmetry,
+            global_weights=global_weights,
             label_weight=label_weight,
             label_smoothing=label_smoothing,
             warmup_epochs=warmup_epochs,
-            prior=prior if checks.flag("loss.global_weights", global_weights) else None,
         )
-        self.wmse_weight = checks.number("loss.wmse_weight", wmse_weight, low=0)
-        self.ce_weight = checks.number("loss.ce_weight", ce_weight, low=0)
-        self.temperature = checks.number("loss.temperature", temperature, above=0)
-        self.break_asymmetry = checks.flag("loss.break_asymmetry", break_asymmetry)
 
     def distilled(self, taught: Logits, logits: Logits, y: Targets) -> Scalar:
         return transfer.ikl_kd(
@@ -68,16 +58,5 @@ class IKLKD(CleanDistillation):
             break_asymmetry=self.break_asymmetry,
         )
 
-    def pair_factors(self, taught: Logits, y: Targets) -> Logits:
-        """p of the wMSE, shape (N, C), constant."""
-        if self.prior is not None:
-            return self.prior(y)
-        return (prepared(taught)[0] / self.prior_temperature).softmax(1)
-
     def distilled_formula(self) -> str:
-        student = "f(x)" if self.break_asymmetry else "sg f(x)"
-        weights = "softmax(t(x)/τ)" if self.prior is None else "prior_y(t)"
-        return (
-            f"{self.wmse_weight:g} wMSE(t(x), {student}; {weights}, τ={self.prior_temperature:g})"
-            f" + {self.ce_weight:g} softCE(t(x)/{self.temperature:g}, f(x)/{self.temperature:g})"
-        )
+        return self.pair_formula()

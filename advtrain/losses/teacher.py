@@ -16,7 +16,7 @@ class Teacher:
 
     Args:
         model: images in [0, 1], shape (n, c, h, w), to logits, shape (n, C), with its own normalisation inside; changed
-            to eval mode, without gradients of its parameters.
+            to eval mode, without gradients of its parameters. A copy, where the network itself is to be trained on.
         name: for people.
 
     Attributes:
@@ -31,6 +31,10 @@ class Teacher:
     def __call__(self, x: Images) -> Logits:
         """The logits of a batch, constants, in the precision that the caller has chosen by autocast."""
         return self.model.eval()(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        # Copies of a loss learn from the same network, which never changes: one in memory is enough.
+        return self
 
     def to(self, *where: Any, **how: Any) -> "Teacher":
         """Moves the network, as `nn.Module.to` does."""

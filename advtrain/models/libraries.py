@@ -155,20 +155,31 @@ def torchvision_builder(name: object) -> tuple[str, dict[str, int]]:
     return VARIANTS.get(name, (name, {}))
 
 
-def _created(name: Any, num_classes: int, pretrained: bool, weights: str | None) -> nn.Module:
+def check_timm_name(name: object) -> None:
+    """Confirms that timm has a model of that name.
+
+    Raises:
+        SettingError: it has not, or is not installed.
+    """
     try:
         import timm
     except ImportError as error:
         raise SettingError("model=timm: expected the package timm, got none; pip install 'advtrain[timm]'") from error
-    checks.integer("model.num_classes", num_classes, low=1)
-    if checks.flag("model.pretrained", pretrained) and weights is not None:
-        raise SettingError(f"model.pretrained=true: expected no model.weights, got {weights}; choose one of the two")
     if name is None:
         raise SettingError("model.name: expected a model of timm, got none; add model.name=convnext_tiny (say)")
     if not isinstance(name, str) or not timm.is_model(name):
         near = ", ".join(get_close_matches(str(name), timm.list_models(), n=3))
         remedy = f"did you mean {near}?" if near else "see timm.list_models()"
         raise SettingError(f"model.name: expected a model of timm, got {name!r}; {remedy}")
+
+
+def _created(name: Any, num_classes: int, pretrained: bool, weights: str | None) -> nn.Module:
+    check_timm_name(name)
+    checks.integer("model.num_classes", num_classes, low=1)
+    if checks.flag("model.pretrained", pretrained) and weights is not None:
+        raise SettingError(f"model.pretrained=true: expected no model.weights, got {weights}; choose one of the two")
+    import timm
+
     return timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
 
 

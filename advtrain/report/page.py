@@ -125,6 +125,10 @@ def _provenance(record: Mapping[str, Any], config: Mapping[str, Any]) -> Section
         ("command", record.get("command") or made.get("command")),
         ("model", _portable(source.get("model") or source.get("run"))),
         ("checkpoint", source.get("checkpoint")),
+        (
+            "teacher",
+            _listed({name: _portable(value) for name, value in (source.get("teacher") or {}).items() if value}),
+        ),
         ("code of the training", made.get("git_commit") or _of(commits, "training")),
         ("code of the evaluation", _of(commits, "evaluation") or (commits if isinstance(commits, str) else None)),
         ("seed of the training", record.get("seed", config.get("seed", source.get("seed")))),

@@ -45,6 +45,16 @@ def test_a_one_step_validation_is_not_called_a_watch(tmp_path: Path) -> None:
     assert "trainer.validation.steps=10" in opening(tmp_path, "attack=n_fgsm", "trainer.validation.steps=1")
 
 
+def test_clean_accuracy_is_said_to_watch_nothing(tmp_path: Path) -> None:
+    text = opening(tmp_path, "attack=fgsm_rs", "trainer.validation.select=clean")
+    lines = [line for line in text.splitlines() if line.startswith(("select", "watch", "          because"))]
+    assert lines == [
+        "select    best.pt by clean accuracy on 100 held-out images",
+        "          because trainer.validation.select=clean",
+        "watch     one-step attacks can overfit catastrophically; clean accuracy does not show it",
+    ]
+
+
 def test_several_steps_need_no_watch_and_objectives_are_shown(tmp_path: Path) -> None:
     text = opening(tmp_path, "attack=apgd", "loss=pgd_at", "loss.inner=dlr")
     assert "watch" not in text and "5 steps of APGD" in text

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from toy import trainer  # beside this file
+from toy import trainer, with_teacher  # beside this file
 
 from advtrain import distributed
 from advtrain.attacks import Free
 from advtrain.engine import ASAM, AWP, EMA, SAM, SWA, AdamW, Trainer
 from advtrain.engine.sharding import state_bytes
-from advtrain.losses import GKL, PGDAT, TRADES
+from advtrain.losses import GKL, IKLKD, PGDAT, TRADES
 from advtrain.models.gradient_checkpointing import checkpoint_blocks
 
 
@@ -70,6 +70,11 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
         "attack_batchnorm": "train",
         "sync_batchnorm": True,
         "accumulation": 1,
+    },
+    "ikl_kd": lambda: {
+        "loss": with_teacher(IKLKD(num_classes=4, warmup_epochs=2)),
+        "weight_perturbation": AWP(gamma=0.05),
+        "averaging": EMA(decay=0.8),
     },
     "free": lambda: {"loss": PGDAT(), "attack": Free(eps=0.05, replays=5), "accumulation": 1},
 }

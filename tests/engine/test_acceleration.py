@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("traceable")
 @pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize(
     ("name", "norm"),
-    chosen([*product(LOSSES, (True,)), ("mart", False), ("gkl", False)], {("ikl", True)}),
+    chosen([*product(LOSSES, (True,)), ("mart", False), ("gkl", False)], {("ikl", True), ("kd", True)}),
 )
 def test_training_is_the_same(name: str, norm: bool, tmp_path: Path) -> None:
     """Two epochs, a class prior in force in the second; weights perturbed; statistics and their counts averaged."""

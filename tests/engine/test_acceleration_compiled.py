@@ -14,10 +14,10 @@ from torch._functorch.aot_autograd import make_boxed_func
 from advtrain.attacks import PGD, Scheduled
 from advtrain.engine.acceleration import Acceleration, Passes, compiled
 from advtrain.engine.modes import attack_mode
-from advtrain.losses import IKL, PGDAT, TRADES
+from advtrain.losses import IKL, PGDAT, RSLAD, TRADES, AdaAD
 from advtrain.types import SettingError
 from tests.engine.accelerating import EPS, MODEL, STEP, accelerated, chosen
-from tests.engine.toy import network, trainer
+from tests.engine.toy import network, trainer, with_teacher
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -69,6 +69,8 @@ OBJECTIVES: dict[str, Any] = {
     **{inner: lambda inner=inner: PGDAT(inner=inner) for inner in ("ce", "margin", "dlr")},
     "kl": lambda: TRADES(),
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
+    "teacher_kl": lambda: with_teacher(RSLAD(), dtype=torch.float64),
+    "adaptive_kl": lambda: with_teacher(AdaAD(), dtype=torch.float64),
     "ikl of the image": lambda: IKL(num_classes=4, inner="ikl", global_weights=False),
 }
 

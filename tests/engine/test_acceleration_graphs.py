@@ -17,7 +17,7 @@ from advtrain.engine import AWP
 from advtrain.engine.acceleration import Acceleration, Passes, compiled, passes
 from advtrain.engine.acceleration.graphs import CudaGraphs, Replayed, recording_clearly
 from advtrain.engine.modes import attack_mode
-from advtrain.losses import IKL, PGDAT, TRADES, AdaAD, Loss
+from advtrain.losses import IKL, PGDAT, RSLAD, TRADES, AdaAD, Loss
 from advtrain.types import SettingError
 from tests.engine.accelerating import accelerated, assert_same_training
 from tests.engine.toy import DATA, LOSSES, network, trainer, with_teacher
@@ -80,7 +80,9 @@ LOSSES_INSIDE: dict[str, Callable[[], Loss]] = {
     "dlr": lambda: PGDAT(inner="dlr"),
     "kl": TRADES,
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
-    "adaptive_ikl": lambda: with_teacher(AdaAD(inner="adaptive_ikl")),
+    "teacher_kl": lambda: with_teacher(RSLAD(), dtype=torch.float64),
+    "adaptive_kl": lambda: with_teacher(AdaAD(), dtype=torch.float64),
+    "adaptive_ikl": lambda: with_teacher(AdaAD(inner="adaptive_ikl"), dtype=torch.float64),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": lambda eps: PGD(eps=eps, steps=3),
@@ -95,7 +97,7 @@ def assert_replays_equal_eager(record: Any, loss: Loss, make: Callable[..., Atta
     """Over batches of two sizes, growing radii and weights that an optimiser moves; all results kept to the end."""
     model, loss = network(norm=True).double().to(device), loss.to(device)
     if loss.teacher is not None:
-        loss.teacher.to(device, torch.float64)
+        loss.teacher.to(device)
     replayed = Replayed(model, Eager(), record)
     results, expected = [], []
     for step, (n, eps) in enumerate([(4, 0.02), (4, 0.04), (6, 0.06), (4, 0.08), (6, 0.1)]):

@@ -110,7 +110,11 @@ def test_runs_without_an_attack_or_without_counts_are_not_assessed() -> None:
         {"step": 9, "epoch": 1, "robust_accuracy": 0.9},
         {"step": 9, "epoch": 1, "validation_clean": 0.9, "validation_robust": 0.0},
     ]
-    for records in ([], standard, old):
+    unattacked = [  # trainer.validation.select=clean
+        {"step": 9, "epoch": 1, "robust_accuracy": 0.9},
+        {"step": 9, "epoch": 1, "validation_clean": 0.9, "validation_examples": 40},
+    ]
+    for records in ([], standard, old, unattacked):
         found = collapse.findings(records, PGD(eps=8 / 255, steps=1), THREAT, 5).record()
         assert found["detected"] is False and found["epoch"] is None and found["kind"] is None
         assert found["reason"].startswith("not assessed") and not found["robust_overfitting"]["detected"]

@@ -56,6 +56,17 @@ def test_a_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["loss"] == {"beta": 6.0}
 
 
+def test_a_run_from_before_there_were_teachers_goes_on(tmp_path: Path) -> None:
+    config = {"seed": 0, "trainer": {"epochs": 3}}
+    claim(tmp_path, config)
+    none = {"source": None, "checkpoint": "best", "weights": None}
+    claim(tmp_path, {**config, "teacher": none, "trainer": {"epochs": 3, "validation": {"select": None}}})
+    with pytest.raises(
+        SettingError, match=r"teacher.checkpoint \(there None, now 'best'\), teacher.source \(there None"
+    ):
+        claim(tmp_path, {**config, "teacher": {**none, "source": "runs/other"}})
+
+
 def test_metrics_of_steps_that_are_taken_again_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')  # a kill cut the last line

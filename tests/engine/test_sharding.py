@@ -88,7 +88,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_equal_one(sharding: str, runs: Path) -> None:
     """Losses, weights, average, optimiser, class prior, accuracies: with AWP, SAM, ASAM, clipping, accumulation."""
     names = sorted(folder.name for folder in (runs / "one").iterdir())
-    assert names == ["checkpointed", "free", "gkl", "ikl", "norm", "pgd_at", "trades"]
+    assert names == ["checkpointed", "free", "gkl", "ikl", "ikl_kd", "norm", "pgd_at", "trades"]
     for name in names:
         one, two = runs / "one" / name, runs / sharding / name
         assert len(curve(one)) >= 4 and len(set(curve(one))) == len(curve(one))  # a curve, not a constant

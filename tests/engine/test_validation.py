@@ -1,7 +1,10 @@
 """Validation: an attack of its own, counts that can be recomputed, and a best checkpoint that follows them."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +13,15 @@ from torch import Tensor
 
 from advtrain.attacks import APGD, NFGSM, PGD, Scheduled
 from advtrain.config import ThreatSettings, ValidationSettings
-from advtrain.engine import EMA, Diverged, checkpoints
-from advtrain.engine.validation import SelectionAttack, selection_attack, validate
+from advtrain.engine import EMA, Diverged, Trainer, checkpoints
+from advtrain.engine import trainer as trainer_module
+from advtrain.engine.validation import Accuracy, SelectionAttack, selection, selection_attack, validate
 from advtrain.losses import PGDAT, TRADES, Loss, Standard
 from advtrain.losses.functional import dlr_per_image, margin_per_image
 from advtrain.models import SmallPreActResNet
 from advtrain.random import seeded_generator
-from advtrain.types import Attack
-from tests.engine.toy import Toy, network, trainer
+from advtrain.types import Attack, SettingError
+from tests.engine.toy import LOSSES, Toy, network, trainer
 
 THREAT = ThreatSettings("linf", "0.05")
 BUNDLES = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -166,6 +170,67 @@ def test_the_best_checkpoint_is_the_best_validated_average(tmp_path: Path) -> No
     assert state["position"]["best_epoch"] == state["position"]["epoch"] == best + 1
     assert checkpoints.load(tmp_path / "checkpoints" / "last.pt")["position"]["epoch"] == 6
     assert not torch.equal(state["averaged"]["0.weight"], state["model"]["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "select", "by"),
+    (
+        ("pgd_at", None, "robust"),
+        ("standard", None, "robust"),  # as it always was
+        ("kd", None, "clean"),
+        ("ard", None, "robust"),
+        ("kd", "robust", "robust"),
+        ("trades", "clean", "clean"),
+    ),
+)
+def test_what_chooses_a_checkpoint(loss: str, select: str | None, by: str) -> None:
+    settings = ValidationSettings(select=select)
+    found = selection(THREAT, settings, PGD(eps=0.05, steps=3), LOSSES[loss](), 4)
+    assert found.by == by
+    if by == "robust":
+        expected = selection_attack(THREAT, settings, PGD(eps=0.05, steps=3), LOSSES[loss](), 4)
+        assert (found.describe(), found.reason) == (expected.describe(), expected.reason)
+    else:
+        assert found.describe() == "clean accuracy"
+
+
+def test_clean_accuracy_chooses_without_a_single_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forward pass for each batch of held-out images, and ties go to the later epoch, also over a resume."""
+    passes: list[int] = []
+    scores = iter([0.5, 0.75, 0.75, 0.25, 0.5])
+    monkeypatch.setattr(trainer_module, "validate", scripted(scores))
+
+    def made(epochs: int) -> Trainer:
+        run = trainer(tmp_path, network(norm=True), loss=LOSSES["kd"](), epochs=epochs)
+        run.model.register_forward_hook(lambda model, *_: None if model.training else passes.append(1))
+        return run
+
+    made(4).fit()
+    made(5).fit()
+    assert len(passes) == 5 * 2  # 16 images in batches of 8
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held_out = [record for record in records if "validation_clean" in record]
+    assert [record["validation_clean"] for record in held_out] == [0.5, 0.75, 0.75, 0.25, 0.5]
+    assert not any("validation_robust" in record for record in records)
+    best, last = (checkpoints.load(tmp_path / "checkpoints" / name)["position"] for name in ("best.pt", "last.pt"))
+    assert best["epoch"] == best["best_epoch"] == last["best_epoch"] == 3
+    assert (last["best_clean"], last["best_robust"]) == (0.75, -1.0)
+
+
+def scripted(scores: Iterator[float]) -> Callable[..., Accuracy]:
+    """`validate`, with other clean accuracies in place of those that it finds."""
+
+    def found(*arguments: Any, **settings: Any) -> Accuracy:
+        accuracy = validate(*arguments, **settings)
+        assert accuracy.robust is None and accuracy.n_examples == 16
+        return replace(accuracy, clean=next(scores))
+
+    return found
+
+
+def test_a_wrong_word_for_what_chooses() -> None:
+    with pytest.raises(SettingError, match=r"trainer.validation.select: expected one of robust, clean, got 'best'"):
+        ValidationSettings(select="best")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from advtrain.data.array_dataset import ArrayDataset
 from advtrain.engine import SGD, Constant, Ingredients, NoAveraging, NoLogger, NoPerturbation, Trainer
 from advtrain.losses import (
     ARD,
+    DKD,
     DKL,
     GKL,
+    GKLKD,
     IAD,
     IKL,
     IKLKD,
@@ -53,9 +55,10 @@ class Toy(ArrayDataset):
         return images.clamp(0, 255).to(torch.uint8), labels
 
 
-def with_teacher(loss: Loss, seed: int = 11) -> Loss:
+def with_teacher(loss: Loss, seed: int = 11, dtype: torch.dtype = torch.float32) -> Loss:
     """The loss, holding another network of the toy problem where it needs a teacher."""
-    return loss.hold(Teacher(network(norm=True, seed=seed))) if isinstance(loss, Distillation) else loss
+    teacher = Teacher(network(norm=True, seed=seed)).to(dtype)
+    return loss.hold(teacher) if isinstance(loss, Distillation) else loss
 
 
 LOSSES: dict[str, Callable[[], Loss]] = {
@@ -72,10 +75,13 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "ikl_kd_code": lambda: with_teacher(
         IKLKD(num_classes=4, global_weights=False, prior_temperature=100, warmup_epochs=2)
     ),
-    "ard": lambda: with_teacher(ARD(alpha=0.7, temperature=3, divergence="ikl", global_weights=False)),
-    "rslad": lambda: with_teacher(RSLAD(divergence="ikl", num_classes=4, inner="teacher_ikl")),
-    "adaad": lambda: with_teacher(AdaAD(alpha=0.8, inner="adaptive_ikl")),
-    "iad": lambda: with_teacher(IAD(alpha=0.9, temperature=2, warmup_epochs=1)),
+    "dkd": lambda: with_teacher(DKD(warmup_epochs=2)),
+    "gkl_kd": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, warmup_epochs=2)),
+    "gkl_kd_code": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, global_weights=False, warmup_epochs=2)),
+    "ard": lambda: with_teacher(ARD(alpha=0.8, temperature=3)),
+    "rslad": lambda: with_teacher(RSLAD(num_classes=4, divergence="ikl", inner="teacher_ikl")),
+    "adaad": lambda: with_teacher(AdaAD(alpha=0.8)),
+    "iad": lambda: with_teacher(IAD(warmup_epochs=1)),
 }
 
 # Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.
@@ -83,6 +89,8 @@ VARIANTS = {
     "gkl_own": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False),
     "gkl_sample": lambda: GKL(num_classes=4, gamma=0.4, global_weights=False, normaliser="sample"),
     "ikl_asymmetric": lambda: IKL(num_classes=4, break_asymmetry=False),
+    "rslad_kl": lambda: with_teacher(RSLAD()),
+    "adaad_ikl": lambda: with_teacher(AdaAD(num_classes=4, divergence="ikl", inner="adaptive_ikl")),
 }
 
 

@@ -50,6 +50,7 @@ def test_other_choices_differ_where_they_say():
     assert settings("screen") == EvaluationSettings(
         second_checkpoint="none", screen=ScreenSettings(enabled=True), **lean
     )
+    assert settings("clean") == EvaluationSettings(second_checkpoint="full", pgd=PGDSettings(enabled=False), **lean)
     assert settings("none") == EvaluationSettings(enabled=False)
 
 

@@ -23,3 +23,21 @@ def pairs(p: list[float], m: Tensor, n: Tensor) -> Tensor:
 
 def soft_ce(m: Tensor, n: Tensor) -> Tensor:
     return -sum(a.detach() * b.log() for a, b in zip(softmax(m), softmax(n), strict=True))
+
+
+def kd(m: Tensor, n: Tensor, temperature: float) -> Tensor:
+    """T² KL(s_m(T) || s_n(T)) of one image."""
+    return temperature**2 * kl(m / temperature, n / temperature)
+
+
+def dkd(m: Tensor, n: Tensor, label: int, alpha: float, beta: float, temperature: float) -> Tensor:
+    """T² (α TCKD + β NCKD) of one image, by the probabilities of arXiv:2203.08679, section 3.1."""
+    s, q = softmax(m / temperature), softmax(n / temperature)
+    other_s, other_q = (sum(p for j, p in enumerate(row) if j != label) for row in (s, q))
+    target = s[label] * (s[label] / q[label]).log() + other_s * (other_s / other_q).log()
+    others = [
+        a / other_s * ((a / other_s) / (b / other_q)).log()
+        for j, (a, b) in enumerate(zip(s, q, strict=True))
+        if j != label
+    ]
+    return temperature**2 * (alpha * target + beta * sum(others))

@@ -115,7 +115,9 @@ def test_one_hot_labels_are_the_hard_ones(name: str, changes: dict[str, Any]) ->
 def test_which_losses_take_soft_labels() -> None:
     """What each can know about a mixed label, written down here once more."""
     taking = {name for name, changes in variants() if not changes and made(name).takes_soft_labels}
-    assert taking == {"standard", "pgd_at", "trades", "kl", "dkl", "kd", "ikl_kd_code", "ard", "rslad", "adaad"}
+    adversarial = {"standard", "pgd_at", "trades", "kl", "dkl"}
+    distilling = {"kd", "ikl_kd_code", "gkl_kd_code", "ard", "rslad", "adaad"}
+    assert taking == adversarial | distilling
     assert made("ikl", global_weights=False).takes_soft_labels and made("gkl", global_weights=False).takes_soft_labels
     assert not any(made(name, inner="margin").takes_soft_labels for name in ("pgd_at", "trades", "dkl"))
     assert not made("mart").takes_soft_labels

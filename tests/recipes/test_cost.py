@@ -34,6 +34,12 @@ def test_passes_of_a_step(words: list[str], passes: int) -> None:
         (["loss=kd"], 3, 1),
         (["loss=ikl_kd_code"], 3, 1),
         (["loss=ikl_kd", "weight_perturbation=awp"], 2 * 3, 1),
+        (["loss=rslad", "attack.steps=10"], 2 * 10 + 2 * 3, 1),
+        (["loss=rslad", "loss.divergence=ikl", "attack.steps=10", "weight_perturbation=awp"], 2 * 10 + 4 * 3, 1),
+        (["loss=ard", "loss.alpha=0.5", "attack.steps=7"], 2 * 7 + 2 * 3, 1),
+        (["loss=ard", "attack.steps=7"], 2 * 7 + 1 + 3, 1),  # alpha = 1: f(x) drives nothing
+        # AdaAD's attack goes through both networks, and the teacher is asked about x' once more
+        (["loss=adaad", "loss.alpha=0.5", "attack.steps=10"], 2 * 10 + 2 * 3, 1 + 2 * 10 + 1),
     ],
 )
 def test_passes_of_student_and_teacher(words: list[str], student: int, teacher: int) -> None:

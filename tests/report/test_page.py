@@ -85,6 +85,24 @@ def test_clean_accuracy_alone(minimal: dict[str, Any]) -> None:
     page = Page(render(minimal, title="nothing more"))
     assert page.headings == ["nothing more", "Results", "Check it yourself", "Provenance"]
     assert "not comparable: the record does not say which dataset was evaluated" in page.words
+    assert "No attack was run." in page.words and "ε" not in page.words and "Can it be believed?" not in page.words
+
+
+def test_a_run_that_was_never_attacked(minimal: dict[str, Any]) -> None:
+    """Of a student of clean distillation: its classes, both checkpoints and the course of its training."""
+    unknown = {"detected": False, "epoch": None, "reason": "not assessed: no validation of training under an attack"}
+    clean = minimal["clean"] | {"per_class": {"0": [2, 5], "1": [3, 5]}}
+    second = {"checkpoint": "last", "epoch": 2, "same_weights": False, "clean": clean}
+    record = minimal | {"clean": clean, "second": second, "collapse": unknown | {"robust_overfitting": unknown}}
+    lines = [{"epoch": e, "step": e, "clean_accuracy": 0.3, "validation_clean": 0.2 * e} for e in (1, 2)]
+    page = Page(render(record, title="student", metrics=lines))
+    assert page.headings == [
+        "student", "Results", "By class", "Best and last checkpoint", "Training", "Check it yourself", "Provenance",
+    ]  # fmt: skip
+    assert "Held-out images are those that training never saw." in page.words and "ollapse" not in page.words
+    assert "The clean accuracy of each class" in str(page.tags)
+    del record["second"]
+    assert "Best and last checkpoint" not in Page(render(record, title="student", metrics=lines)).headings
 
 
 @pytest.mark.parametrize(
