@@ -60,6 +60,7 @@ class TrainerSettings:
         epochs: passes over the training set.
         batch_size: images per optimiser step, over all processes; auto for the largest that fits in memory.
         accumulation: passes that each process splits its part of a batch into; the step stays that of the large batch.
+        replay_epochs: R; epoch e shows the images of epoch 1 + (e - 1) mod R again, augmented alike. Null: new ones.
         precision: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, tf32 (fp32 whose matrix products and
             convolutions round their inputs to 10 bits, on GPUs), bf16 (autocast) or fp64.
         compile: off, model (forward passes by torch.compile), step (each attack step, forward and backward, as one
@@ -83,6 +84,7 @@ class TrainerSettings:
     epochs: int = 100
     batch_size: int | str = 128
     accumulation: int = 1
+    replay_epochs: int | None = None
     precision: str = "auto"
     compile: str = "off"
     cuda_graph: bool | None = None
@@ -107,6 +109,8 @@ class TrainerSettings:
             raise SettingError(f"trainer.batch_size: expected {expected}, got {self.batch_size!r}; give one of the two")
         if self.batch_size != "auto":
             checks.integer("trainer.batch_size", self.batch_size, low=1)
+        if self.replay_epochs is not None:
+            checks.integer("trainer.replay_epochs", self.replay_epochs, low=1)
         checks.choice("trainer.precision", self.precision, PRECISIONS)
         checks.choice("trainer.compile", self.compile, COMPILE)
         checks.choice("trainer.sharding", self.sharding, SHARDING)

@@ -5,7 +5,7 @@ from typing import Any
 
 import advtrain
 from advtrain import distributed
-from advtrain.engine import Trainer
+from advtrain.engine import Trainer, epoch_cycle
 from advtrain.engine.acceleration import OFF
 from advtrain.engine.acceleration.choice import takes_passes
 from advtrain.losses import objectives
@@ -37,6 +37,7 @@ def opening(trainer: Trainer, parts: dict[str, Any], directory: Path, examinatio
         f"batch {settings.images_per_step}, {settings.epochs} epochs of {trainer.train_loader.steps_per_epoch} steps"
     )
     lines.append(f"compile   {_compiled(trainer)}")
+    lines += epoch_cycle.remarks(settings)
     return "\n".join(lines)
 
 

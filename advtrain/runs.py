@@ -14,6 +14,7 @@ from advtrain.engine import run_directory as directories
 from advtrain.engine.free import check_free, free_attack
 from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.progress import console, duration
+from advtrain.engine.stored_logits import check_stored_logits, stored_logits
 from advtrain.evaluation import EvaluationSettings
 from advtrain.export.metadata import ExportMetadata
 from advtrain.losses import Loss, objectives
@@ -55,6 +56,7 @@ def check_training(
     parts["data"].check()
     check_target(parts["export"], parts["data"].name, parts["threat"], parts["eval"])
     _check_targets(parts["data"], parts["loss"])
+    check_stored_logits(parts["teacher"].logits, parts["data"], parts["loss"], parts["trainer"])
     check_source(parts["teacher"], parts["data"], parts["threat"], directory)
     if not elsewhere:
         check_numerics(parts["trainer"], device_named(parts["trainer"].device))
@@ -127,7 +129,10 @@ def make_trainer(config: dict[str, Any], parts: dict[str, Any], directory: Path)
     check_fit(model, data.image_shape, data.num_classes, what="model", remedy="choose another model= or data=")
     give_teacher(parts["loss"], parts["teacher"], data, parts["threat"])
     ingredients = Ingredients(data=data, model=model, threat=parts["threat"], **{g: parts[g] for g in PARTS})
-    return Trainer(ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config)
+    stored = stored_logits(parts["teacher"].logits, config["data"])
+    return Trainer(
+        ingredients, parts["trainer"], seed=config["seed"], directory=directory, config=config, stored=stored
+    )
 
 
 def check_start(model: dict[str, Any]) -> None:

@@ -84,6 +84,10 @@ class ArrayDataset(Dataset):
                 )
 
     @property
+    def shows_stored_images(self) -> bool:
+        return self.augment == self.mix == self.second_view == "none"
+
+    @property
     def presentation(self) -> Presentation:
         """How training images become batches; for every loader of them."""
 

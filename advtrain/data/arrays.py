@@ -1,7 +1,7 @@
 """Datasets that fit on the device as uint8: one gather makes a batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class ArrayLoader:
         parts = self._presentation.parts(self._rows, self._batch_size)
         for step in range(start_step, self.steps_per_epoch):
             chosen = torch.cat([batches[step][part] for part in parts])
-            yield self._presentation.batch(
+            batch = self._presentation.batch(
                 self._images[self._split.members[chosen].to(self._device, non_blocking=True)],
                 self._split.labels[chosen].to(self._device, non_blocking=True),
                 rows=self._rows,
@@ -139,3 +139,4 @@ class ArrayLoader:
                 epoch=epoch,
                 step=step,
             )
+            yield replace(batch, indices=batches[step][self._rows])

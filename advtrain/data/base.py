@@ -30,6 +30,8 @@ class Batch:
         rows: which rows of the global batch these are.
         second: the same images, augmented once more, as a second view of them.
         taught: what the teacher says of `x`, shape (n, C), where that was computed before.
+        indices: which images of the training split these are (before mixing), int64, shape (n,), on the CPU; None from
+            loaders of images that are no part of it.
     """
 
     x: Images
@@ -37,6 +39,7 @@ class Batch:
     rows: slice
     second: Images | None = None
     taught: Logits | None = None
+    indices: Tensor | None = None
 
     @property
     def views(self) -> list[Images]:
@@ -105,6 +108,11 @@ class Dataset(ABC):
             SettingError: what it needs is missing or is something else.
         """
         self.check()
+
+    @property
+    def shows_stored_images(self) -> bool:
+        """Whether training batches hold images of the split "train" as `fetch` gives them, and say which they are."""
+        return False
 
     @abstractmethod
     def split(self, name: str) -> Split:

@@ -117,7 +117,8 @@ class FolderLoader:
                 raise images
             x = pixels(images.to(self._device, non_blocking=True))
             y = self._labels[chosen].to(self._device, non_blocking=True)
-            yield Batch(*self._mixing(x, y, self._seed, epoch, step), self._rows)
+            x, y = self._mixing(x, y, self._seed, epoch, step)
+            yield Batch(x, y, self._rows, indices=whole[step - start_step][self._rows])
 
 
 class _Plan:

@@ -91,6 +91,10 @@ class ImageFolder(Dataset):
                 "add it to the other"
             )
 
+    @property
+    def shows_stored_images(self) -> bool:
+        return self.augment == self.mix == "none"
+
     def split(self, name: str) -> FolderSplit:
         checks.choice("split", name, SPLITS)
         return self._test if name == "test" else self._train_and_validation[SPLITS.index(name)]

@@ -158,7 +158,10 @@ def take_steps(trainer: Trainer, rows: int, count: int = 2) -> None:
     labels = torch.arange(rows, device=trainer.device) % (data.num_classes or 1)
     if data.mix != "none":
         labels = F.one_hot(labels, data.num_classes or 1).float()
-    batch = Batch(views[0], labels, slice(0, rows), *views[1:])
+    taught = None
+    if trainer.stored is not None:  # its steps ask no teacher
+        taught = torch.zeros(rows, data.num_classes or 1, dtype=trainer.numerics.dtype, device=trainer.device)
+    batch = Batch(views[0], labels, slice(0, rows), *views[1:], taught=taught)
     trainer.model.train()
     trainer.loss.train()
     with trainer.numerics.products():

@@ -48,6 +48,8 @@ def changes_of_mathematics(
         found["attack"] = attack.describe()  # FGSM-RS, N-FGSM, free training: one gradient in place of several
     if attack is not None and settings.attack_batchnorm != "eval":
         found["trainer.attack_batchnorm"] = settings.attack_batchnorm
+    if settings.replay_epochs is not None:
+        found["trainer.replay_epochs"] = settings.replay_epochs
     if settings.sync_batchnorm:
         found["trainer.sync_batchnorm"] = True
     if found_batch:

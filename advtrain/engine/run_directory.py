@@ -30,6 +30,7 @@ CIRCUMSTANCES = (
     "teacher.model_dir",
     "teacher.trust",
     "teacher.n_examples",
+    "teacher.logits",
     "logger",
     "trainer.device",
     "trainer.threads",

@@ -9,17 +9,19 @@ a checkpoint must hold is the weights, their average, the optimiser's and the lo
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from advtrain import distributed
 from advtrain.config import TrainerSettings
+from advtrain.data.base import Batch
 from advtrain.engine import checkpoints, collapse
 from advtrain.engine.acceleration.start import confirmed, decide
 from advtrain.engine.acceleration.subject import Subject
 from advtrain.engine.batchnorm import natural_images
+from advtrain.engine.epoch_cycle import EpochCycle
 from advtrain.engine.execution import changes_of_mathematics, record_execution
 from advtrain.engine.free import ReplayedLoader, WarmStart, free_attack
 from advtrain.engine.ingredients import Ingredients, Position, check_finite
@@ -30,7 +32,9 @@ from advtrain.engine.numerics import check_numerics, device_named, numerics
 from advtrain.engine.progress import TrainingProgress, console
 from advtrain.engine.sharding import sharding_named
 from advtrain.engine.step import TrainingStep
+from advtrain.engine.stored_logits import Lessons, StoredLogits
 from advtrain.engine.validation import selection, validate
+from advtrain.losses import Distillation
 from advtrain.models import checkpoint_blocks
 from advtrain.types import Attack
 
@@ -44,12 +48,21 @@ class Trainer:
         seed: of the run.
         directory: the run directory; checkpoints and metrics.jsonl are written there by the main process.
         config: the resolved configuration, for the logger.
+        stored: the file of the teacher's logits; None asks the teacher at every step.
     """
 
     def __init__(
-        self, ingredients: Ingredients, settings: TrainerSettings, *, seed: int, directory: Path, config: dict[str, Any]
+        self,
+        ingredients: Ingredients,
+        settings: TrainerSettings,
+        *,
+        seed: int,
+        directory: Path,
+        config: dict[str, Any],
+        stored: StoredLogits | None = None,
     ) -> None:
         self.parts, self.settings, self.seed, self.directory = ingredients, settings, seed, directory
+        self.stored = stored
         self._config = config
         self.device = device_named(settings.device)
         check_numerics(settings, self.device)
@@ -61,6 +74,8 @@ class Trainer:
             world_size=distributed.world_size(),
             device=self.device,
         )
+        if settings.replay_epochs is not None:
+            self.train_loader = EpochCycle(self.train_loader, settings.replay_epochs)
         self.held_out = ingredients.data.split("validation")
         self.selection = selection(
             ingredients.threat, settings.validation, ingredients.attack, ingredients.loss, ingredients.data.num_classes
@@ -122,6 +137,8 @@ class Trainer:
             self._restore(checkpoints.load(self.last_path, self.device))
         if self.position.epoch >= self.settings.epochs:
             return self.position
+        if self.stored is not None:
+            self.train_loader = self.stored.streamed(self._lessons(), self._stop)
         record_execution(self.directory, **self.start.facts, **self._circumstances())
         done = self._global_step()
         progress = TrainingProgress(self.settings.epochs, self.train_loader.steps_per_epoch, done)
@@ -235,9 +252,19 @@ class Trainer:
             attack and attack.for_epoch(epochs, epochs),
             parts.weight_perturbation.for_epoch(epochs),
             parts.optimizer,
-            next(iter(self.train_loader.epoch(1))),
+            self._first_batch(),
             self.settings,
         )
+
+    def _first_batch(self) -> Batch:
+        """With the teacher's logits where the steps of this run will find them in a file."""
+        batch = next(iter(self.train_loader.epoch(1)))
+        return batch if self.stored is None else replace(batch, taught=self._lessons().answers(batch.x))
+
+    def _lessons(self) -> Lessons:
+        assert isinstance(self.loss, Distillation), "check_stored_logits asks for a loss that holds a teacher"
+        data = self.parts.data
+        return Lessons(self.train_loader, data, self.loss, self.numerics, self.settings, self.seed)
 
     def _circumstances(self) -> dict[str, Any]:
         """What else the record of the execution says."""
@@ -248,6 +275,7 @@ class Trainer:
             "accumulation": settings.accumulation,
             "processes": distributed.world_size(),
             "deterministic": settings.deterministic,
+            "teacher_logits": None if self.stored is None else str(self.stored.path),
             "changes_mathematics": changes_of_mathematics(settings, attack, found_batch=found_batch),
         }
 

@@ -40,6 +40,14 @@ is in the recipe). Cost is what training takes in PFLOP (10¹⁵ floating-point 
 says how. All recipes of papers hold 1,000 training images out to choose the checkpoint, which the papers do not.
 """
 
+DISTILLATION = """\
+## Recipes of distillation
+
+As above, with the teacher before the arrow: its own training, where a recipe of the same table has it, is not part of
+the student's cost, its forward passes are. A student's recipe names the two commands, and finds the run of the first.
+Of ImageNet 10,000 images are held out; of ImageNet-LT none, it has validation images of its own.
+"""
+
 SETTINGS = """\
 ## Where the settings come from
 
@@ -64,7 +72,10 @@ def page(results: Path) -> str:
     parts = [INTRODUCTION]
     for group, title in METHOD_GROUPS.items():
         parts.append(f"## {title}\n\n" + _methods(group, chosen))
-    parts.append(RECIPES + "\n" + _recipes(evidence, chosen, receipts))
+    taught = {name for name in names if evidence[name].teacher or chosen[name].get("loss") == "standard"}
+    for heading, members in ((RECIPES, set(names) - taught), (DISTILLATION, taught)):
+        rows = {name: block for name, block in evidence.items() if name in members}
+        parts.append(heading + "\n" + _recipes(rows, chosen, receipts))
     parts.append(SETTINGS + "\n" + _settings(evidence))
     if others:
         parts.append("## Other records\n\n" + _others(others))
@@ -92,7 +103,7 @@ def _recipes(
     rows = []
     for name, block in evidence.items():
         words = chosen[name]
-        what = f"{words.get('data', '')}, {words.get('model', '')}"
+        what = f"{words.get('data', '')}, {f'{block.teacher} → ' if block.teacher else ''}{words.get('model', '')}"
         source = f"{_arxiv(block.reference)}; {block.source}" if block.reference else block.source
         source += f" ([code]({block.code}))" if block.code else ""
         elsewhere = f"[{block.measured}]({block.measured})" if block.measured else "**not run**"

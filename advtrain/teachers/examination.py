@@ -7,7 +7,6 @@ right is a sum of independent trials with mean at most n q, and no such sum has 
 binomial: Hoeffding, Ann. Math. Statist. 27, 1956).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from advtrain import distributed
 from advtrain.data.base import Dataset, evaluation_batches
 from advtrain.engine import run_directory as directories
 from advtrain.engine.execution import record_execution, recorded_execution
+from advtrain.engine.fingerprints import of_network
 from advtrain.engine.numerics import Numerics, untried_kernels
 from advtrain.evaluation.statistics import binomial_tail
 from advtrain.losses import Distillation, Loss, Teacher
@@ -140,7 +140,7 @@ def examine(
     if not isinstance(loss, Distillation) or loss.teacher is None:
         return None
     teacher = loss.teacher
-    digest = fingerprint(teacher.model)
+    digest = of_network(teacher.model)
     _check_agreement(digest, teacher, numerics.device)
     teacher.to(numerics.device, numerics.dtype).to(memory_format=numerics.memory_format)
     data.split("validation")  # by all processes, since reading may wait for the one that downloads
@@ -175,22 +175,6 @@ def answers(teacher: Teacher, data: Dataset, n_examples: int, numerics: Numerics
             labels.append(y)
     counts = torch.cat(labels).bincount()
     return correct, int(counts.sum()), int(counts.max()) / int(counts.sum())
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the state dict, tensor by tensor in the order of their names, and of the normalisation around it.
-
-    Mean and deviation are no part of a state dict here, but of what the network says. Numbers with a point are taken as
-    float32, so the dtype of a run does not matter.
-    """
-    tensors = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] in ("mean", "std")}
-    tensors |= model.state_dict()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        value = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def remark(settings: TeacherSettings, data: Dataset, data_config: dict[str, Any]) -> str:

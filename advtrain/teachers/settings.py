@@ -25,6 +25,7 @@ class TeacherSettings:
         model_dir: of robustbench:.
         trust: whether a stored configuration may name classes that are not ours.
         n_examples: held-out images on which the accuracy is checked.
+        logits: path of a .npy file with what it says of the training images; see `advtrain.engine.stored_logits`.
     """
 
     source: str | None = None
@@ -36,6 +37,7 @@ class TeacherSettings:
     model_dir: str = "models"
     trust: bool = False
     n_examples: int = 512
+    logits: str | None = None
 
     def __post_init__(self) -> None:
         checks.choice("teacher.checkpoint", self.checkpoint, ("best", "last"))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ LOSSES_INSIDE: dict[str, Callable[[], Loss]] = {
     "ikl": lambda: IKL(num_classes=4, inner="ikl"),
     "teacher_kl": lambda: with_teacher(RSLAD(), dtype=torch.float64),
     "adaptive_kl": lambda: with_teacher(AdaAD(), dtype=torch.float64),
+    "adaptive_ikl": lambda: with_teacher(AdaAD(inner="adaptive_ikl"), dtype=torch.float64),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": lambda eps: PGD(eps=eps, steps=3),
@@ -95,7 +97,7 @@ def assert_replays_equal_eager(record: Any, loss: Loss, make: Callable[..., Atta
     """Over batches of two sizes, growing radii and weights that an optimiser moves; all results kept to the end."""
     model, loss = network(norm=True).double().to(device), loss.to(device)
     if loss.teacher is not None:
-        loss.teacher.to(device)
+        loss.teacher.to(device, torch.float64)
     replayed = Replayed(model, Eager(), record)
     results, expected = [], []
     for step, (n, eps) in enumerate([(4, 0.02), (4, 0.04), (6, 0.06), (4, 0.08), (6, 0.1)]):
@@ -161,8 +163,9 @@ def test_weights_in_another_place_are_recorded_anew() -> None:
     assert record.recorded == 3
 
 
-@pytest.mark.parametrize("name", ("pgd_at", "ikl"))
-@pytest.mark.parametrize("batchnorm", ("eval", "train"))
+@pytest.mark.parametrize(
+    ("name", "batchnorm"), (*product(("pgd_at", "ikl"), ("eval", "train")), ("rslad", "eval"), ("adaad", "train"))
+)
 def test_training_is_the_same(name: str, batchnorm: str, fakes: list[Fake], tmp_path: Path) -> None:
     assert_same_training(
         tmp_path,

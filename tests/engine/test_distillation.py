@@ -22,6 +22,7 @@ from benchmarks.counting import Counter
 from tests.engine.accelerating import MODEL, STEP, accelerated
 from tests.engine.test_resume import same
 from tests.engine.toy import LOSSES, network, trainer, with_teacher
+from tests.waits import nothing_waits
 
 TAUGHT = [name for name, make in LOSSES.items() if make().needs_teacher]
 CLEAN = [name for name in TAUGHT if isinstance(LOSSES[name](), CleanDistillation)]
@@ -115,6 +116,18 @@ def test_the_host_waits_for_nothing(name: str, tmp_path: Path) -> None:
     with Counter() as counter:
         take_step(run, AWP())
     assert counter.counts["host_syncs"] == 0, counter.waits
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ("ikl_kd", "adaad"))
+def test_on_a_gpu_nothing_waits_either(name: str, tmp_path: Path) -> None:
+    """PyTorch's own check, which sees copies between devices, too."""
+    run = trainer(tmp_path, network(norm=True), loss=LOSSES[name](), precision="bf16", device="cuda")
+    batch, attack = next(iter(run.train_loader.epoch(1))), run.attack_of(1)
+    run.model.train()
+    run.step(batch, attack, NoPerturbation(), 1, 0)
+    with nothing_waits():
+        run.step(batch, attack, NoPerturbation(), 1, 1)
 
 
 def test_the_teacher_runs_in_the_numbers_and_the_layout_of_the_run(tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ from advtrain.engine.modes import attack_mode, buffers_kept
 from advtrain.losses import PGDAT, TRADES, Distillation
 from tests.engine.toy import DATA, LOSSES, Toy, network, trainer, weights_of
 
+# What ARD and RSLAD ask of a step, AdaAD and IAD ask, too.
+each_loss = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("ard", "rslad") else name for name in LOSSES]
+)
+
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
     import json
@@ -21,7 +26,7 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@each_loss
 @pytest.mark.parametrize("perturbation", (NoPerturbation, AWP))
 def test_accumulation_equals_the_large_batch(name: str, perturbation: type, tmp_path: Path) -> None:
     """Two epochs, so that the class prior is in force in the second; 5 pieces do not divide the batch evenly."""
@@ -66,7 +71,7 @@ def test_both_views_are_attacked_from_starts_of_their_own(tmp_path: Path) -> Non
     assert (x_adv - x).abs().max() < 0.0501
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@each_loss
 def test_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
     loss = LOSSES[name]()
     trainer(tmp_path, loss=loss, epochs=6).fit()

@@ -102,7 +102,7 @@ def test_a_step_with_every_loss(name: str, loss: str, tmp_path: Path) -> None:
     run.step(batch, attack, watched, 1, 0)
     assert len(passes) == 2 and all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
 
-    criterion.start_batch(batch.y, *passes[0][3:])
+    criterion.start_batch(batch.y, *passes[0][3:4])  # the teacher's logits of x
 
     def gradients(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         trial = copy.deepcopy(model)

@@ -76,12 +76,15 @@ LOSSES: dict[str, Callable[[], Loss]] = {
         IKLKD(num_classes=4, global_weights=False, prior_temperature=100, warmup_epochs=2)
     ),
     "dkd": lambda: with_teacher(DKD(warmup_epochs=2)),
-    "gkl_kd": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, warmup_epochs=2)),
-    "gkl_kd_code": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, global_weights=False, warmup_epochs=2)),
-    "ard": lambda: with_teacher(ARD(alpha=0.8, temperature=3)),
-    "rslad": lambda: with_teacher(RSLAD(num_classes=4, divergence="ikl", inner="teacher_ikl")),
-    "adaad": lambda: with_teacher(AdaAD(alpha=0.8)),
-    "iad": lambda: with_teacher(IAD(warmup_epochs=1)),
+    # An untrained teacher is sure of nothing: a small τ lets the weights, and with them the normaliser, differ.
+    "gkl_kd": lambda: with_teacher(GKLKD(num_classes=4, gamma=0.4, prior_temperature=0.02, warmup_epochs=2)),
+    "gkl_kd_code": lambda: with_teacher(
+        GKLKD(num_classes=4, gamma=0.4, prior_temperature=0.02, global_weights=False, warmup_epochs=2)
+    ),
+    "ard": lambda: with_teacher(ARD(alpha=0.7, temperature=3, divergence="ikl", global_weights=False)),
+    "rslad": lambda: with_teacher(RSLAD(divergence="ikl", num_classes=4, inner="teacher_ikl")),
+    "adaad": lambda: with_teacher(AdaAD(alpha=0.8, inner="adaptive_ikl")),
+    "iad": lambda: with_teacher(IAD(alpha=0.9, temperature=2, warmup_epochs=1)),
 }
 
 # Settings under which a loss normalises otherwise over processes; "gkl_own" cannot be cut into passes.

@@ -69,6 +69,7 @@ class Subject:
         return {
             **_network(self.model),
             "images": [list(view.shape) for view in self.batch.views],
+            "taught": self.batch.taught is not None,
             "loss": [_class(self.loss), self.loss.formula(), self.loss.inner_objective],
             "teacher": teacher and _network(teacher.model),
             "attack": None if attack is None else [_class(attack), attack.describe()],
