@@ -1,6 +1,7 @@
 """Whether a teacher can be had, as far as that is known before anything is built or read."""
 
 import json
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,9 @@ def _remedy(word: str) -> str:
     """What may have been meant by a word that is no path."""
     if word in choices("model"):
         return f"did you mean teacher.source={OURS}{word}?"
+    recipe = re.fullmatch(r"(\w+)-seed(-?\d+)", Path(word).name)  # as a run of one of our recipes is named
+    if recipe and recipe[1] in choices("experiment"):
+        return f"train it first: advtrain experiment={recipe[1]} seed={recipe[2]}"
     prefix, colon, name = word.partition(":")
     near = get_close_matches(prefix + colon, PREFIXES, n=1) if colon else []
     return f"did you mean teacher.source={near[0]}{name}?" if near else "check the path"

@@ -69,10 +69,10 @@ def check_teacher(settings: TeacherSettings, loss: Loss) -> None:
     if settings.source is not None and not loss.needs_teacher:
         raise SettingError(
             f"teacher.source={settings.source} with loss {name}: expected a loss that holds a teacher; "
-            "choose loss=kd (say), or leave teacher.source out"
+            "choose loss=kd (say) or teacher.source=null"
         )
     if settings.weights is not None and settings.source is None:
         raise SettingError(
             f"teacher.weights={settings.weights}: expected the network that they are of, got no teacher.source; "
-            "add teacher.source=model:resnet56 (say), or leave teacher.weights out"
+            "add teacher.source=model:resnet56 (say), or choose teacher.weights=null"
         )

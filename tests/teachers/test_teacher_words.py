@@ -24,9 +24,16 @@ NORMAL = "teacher.mean=[0.5] teacher.std=[0.25]"
 
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "no teacher": ("", ("teacher.source: expected a trained network, which loss KD", "add teacher.source=RUN")),
-    "no loss for it": (f"loss=standard {RUN}", ("teacher.source=runs/t with loss Standard", "choose loss=kd")),
-    "weights of nothing": (f"loss=standard {FILE}", ("got no teacher.source", "leave teacher.weights out")),
+    "no loss for it": (
+        f"loss=standard {RUN}",
+        ("teacher.source=runs/t with loss Standard", "choose loss=kd (say) or teacher.source=null"),
+    ),
+    "weights of nothing": (f"loss=standard {FILE}", ("got no teacher.source", "choose teacher.weights=null")),
     "no such path": ("teacher.source=nowhere", ("got 'nowhere', no such path; check the path", "timm:NAME")),
+    "a recipe that was not run": (
+        "teacher.source=/a/b/runs/cifar100_standard_resnet56-seed3",
+        ("no such path; train it first: advtrain experiment=cifar100_standard_resnet56 seed=3",),
+    ),
     "a folder of runs": ("teacher.source=runs", ("got 'runs', a folder that is neither",)),
     "unknown prefix": ("teacher.source=torchvison:resnet50", ("did you mean teacher.source=torchvision:resnet50?",)),
     "prefix forgotten": ("teacher.source=small_cnn", ("did you mean teacher.source=model:small_cnn?",)),
