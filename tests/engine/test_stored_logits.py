@@ -312,7 +312,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["data.mix=mixup"],
         "data.mix=mixup and trainer.replay_epochs=null: .* or data.augment=none data.mix=none",
     ),
-    "no teacher": (["loss=pgd_at", "teacher.source=null"], "with loss PGDAT: expected a loss that holds a teacher"),
+    "no teacher": (
+        ["loss=pgd_at", "teacher.source=null", "teacher.weights=null"],
+        "with loss PGDAT: expected a loss that holds a teacher",
+    ),
     "no numbers": (["teacher.logits=logits.pt"], "expected the path of a .npy file, got logits.pt"),
 }
 
