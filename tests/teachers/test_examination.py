@@ -20,12 +20,13 @@ from advtrain import cli, distributed
 from advtrain.composition import compose
 from advtrain.config import ThreatSettings
 from advtrain.engine.execution import recorded_execution
+from advtrain.engine.fingerprints import of_network
 from advtrain.engine.numerics import Numerics
 from advtrain.evaluation.statistics import binomial_tail
 from advtrain.losses import KD, Teacher
 from advtrain.models import Normalize, SmallCNN
 from advtrain.runs import dataset
-from advtrain.teachers import Examination, TeacherSettings, examination, examine, find_teacher
+from advtrain.teachers import Examination, TeacherSettings, examine, find_teacher
 from advtrain.types import SettingError
 from tests.teachers.conftest import STUDENT, TEACHER, spoil, trained
 
@@ -135,14 +136,12 @@ def test_the_fingerprint_is_of_weights_buffers_and_normalisation() -> None:
         torch.manual_seed(seed)
         return Normalize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), mean=[mean], std=[0.5])
 
-    first = examination.fingerprint(network())
-    assert len(first) == 64 and first == examination.fingerprint(network()) == examination.fingerprint(
-        network().double()
-    )
-    assert first == examination.fingerprint(network().to(memory_format=torch.channels_last))
+    first = of_network(network())
+    assert len(first) == 64 and first == of_network(network()) == of_network(network().double())
+    assert first == of_network(network().to(memory_format=torch.channels_last))
     moved = network()
     moved.get_submodule("model.1").running_mean[0] += 1e-3  # pyright: ignore[reportIndexIssue, reportOperatorIssue]
-    others = [examination.fingerprint(other) for other in (network(seed=1), network(mean=0.4), moved)]
+    others = [of_network(other) for other in (network(seed=1), network(mean=0.4), moved)]
     assert len({first, *others}) == 4
 
 
