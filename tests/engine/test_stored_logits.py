@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advtrain import distributed
 from advtrain.attacks import PGD
@@ -21,8 +21,7 @@ from advtrain.engine import Interrupted, batch_size, checkpoints
 from advtrain.engine.fingerprints import of_network
 from advtrain.engine.interrupts import StopRequest
 from advtrain.engine.stored_logits import StoredLogits, check_stored_logits
-from advtrain.losses import IKLKD, KD, Loss, Teacher
-from advtrain.losses.base import accuracies
+from advtrain.losses import IKLKD, KD, AdaAD, Loss, Teacher
 from advtrain.models import Normalize
 from advtrain.runs import check_training
 from advtrain.types import SettingError
@@ -123,24 +122,11 @@ def test_the_teacher_is_not_asked_again(data: str, tmp_path: Path) -> None:
     assert counted(asking) == 6 * 96
 
 
-class AtAttack(KD):
-    """A robust student's loss in small: it wants the teacher's word on x', too, of which no file can know."""
-
-    needs_attack = True
-
-    def outer(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, taught: Tensor | None = None) -> Any:
-        assert taught is not None
-        logits = model(x_adv)
-        total = self.distilled(taught, logits, y) + self.distilled(self.taught(x_adv), logits, y)
-        parts = accuracies(y, adversarial_logits=logits, teacher_logits=taught)
-        return total, {"loss": total.detach(), "kd": total.detach(), **parts}
-
-
 def test_what_is_asked_of_adversarial_images_is_asked_still(tmp_path: Path) -> None:
     runs = []
     for name, file in (("asking", None), ("first", "logits.npy"), ("second", "logits.npy")):
         path = None if file is None else tmp_path / file
-        runs.append(lesson(tmp_path / name, path, loss=AtAttack(), attack=PGD(eps=0.05, steps=2)))
+        runs.append(lesson(tmp_path / name, path, loss=AdaAD(), attack=PGD(eps=0.05, steps=2)))
         runs[-1].fit()
     assert equal(runs[0], runs[1]) and equal(runs[0], runs[2])
     assert [counted(run) for run in runs] == [12 * 96, 8 * 96, 6 * 96]
@@ -312,7 +298,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["data.mix=mixup"],
         "data.mix=mixup and trainer.replay_epochs=null: .* or data.augment=none data.mix=none",
     ),
-    "no teacher": (["loss=pgd_at", "teacher.source=null"], "with loss PGDAT: expected a loss that holds a teacher"),
+    "no teacher": (
+        ["loss=pgd_at", "teacher.source=null", "teacher.weights=null"],
+        "with loss PGDAT: expected a loss that holds a teacher",
+    ),
     "no numbers": (["teacher.logits=logits.pt"], "expected the path of a .npy file, got logits.pt"),
 }
 

@@ -1,68 +1,20 @@
-"""The losses that hold a teacher and run no attack: each recipe written out, the warm-up, the prior, the teacher."""
+"""The losses that hold a teacher and run no attack: each recipe written out, the warm-up, the prior, the settings."""
 
 import copy
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from advtrain import losses
-from advtrain.composition import compose
-from advtrain.config import build
-from advtrain.losses import DKD, GKLKD, IKLKD, KD, CleanDistillation, Teacher
+from advtrain.losses import DKD, GKLKD, IKLKD, KD, CleanDistillation
 from advtrain.types import SettingError
 from tests.losses import loops
-from tests.losses.toy import made, of_kind
+from tests.losses.distilling import CLEAN, Given, batch, configured, cross_entropy, network, teacher
+from tests.losses.toy import made
 
-CLEAN = of_kind(lambda loss: isinstance(loss, CleanDistillation))
 PAIRS = ("ikl_kd", "ikl_kd_code", "gkl_kd", "gkl_kd_code")
 each_loss = pytest.mark.parametrize("name", CLEAN)
-
-
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    layers = nn.Flatten(), nn.Linear(12, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 10)
-    return nn.Sequential(*layers).double()
-
-
-def teacher() -> Teacher:
-    """A network that has seen data: its BatchNorm statistics are not those of any batch."""
-    model = network(seed=9)
-    model(3 * torch.rand(40, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(6)))
-    with torch.no_grad():
-        model[-1].weight.mul_(4)
-    return Teacher(model)
-
-
-def batch(n: int = 6) -> tuple[Tensor, Tensor]:
-    x = torch.rand(n, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    return x, torch.tensor([0, 1, 2, 9, 1, 0])[:n]
-
-
-@cache
-def settings(name: str) -> dict[str, Any]:
-    return compose("train", [f"loss={name}", "data=cifar10"])["loss"]
-
-
-class Given(nn.Module):
-    """A student that says what it is told to."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits
-
-
-def configured(name: str, **changes: Any) -> Any:
-    """The loss as the YAML has it, for ten classes, holding a teacher; a prior is no longer flat."""
-    loss = build(settings(name) | changes).hold(teacher())
-    if loss.has_prior:
-        loss.prior.weights.copy_((3 * torch.rand(10, 10, generator=torch.Generator().manual_seed(8))).softmax(1))
-    return loss
 
 
 def expected(name: str, t: Tensor, f: Tensor, y: Tensor, prior: Tensor | None) -> Tensor:
@@ -81,10 +33,6 @@ def expected(name: str, t: Tensor, f: Tensor, y: Tensor, prior: Tensor | None) -
         q = ((t / 4).softmax(1) if prior is None else prior[y]).pow(gamma)
         return weight * sum(loops.pairs(q[i].tolist(), t[i], f[i]) for i in range(n)) / q.sum(1).square().sum() + soft
     raise KeyError(name)
-
-
-def cross_entropy(f: Tensor, y: Tensor) -> Tensor:
-    return sum(row.exp().sum().log() - row[label] for row, label in zip(f, y, strict=True)) / len(y)
 
 
 @each_loss
@@ -259,56 +207,6 @@ def test_smoothing_moves_the_cross_entropy_and_nothing_else(name: str) -> None:
 
 
 @each_loss
-def test_the_teacher_is_no_part_of_the_loss(name: str) -> None:
-    """An optimiser, a checkpoint and `train()` meet the class prior at most."""
-    loss = configured(name)
-    names = {"prior.weights", "prior.sums", "prior.counts"} if loss.has_prior else set()
-    assert loss.state_dict().keys() == names and not list(loss.parameters())
-    loss.train()
-    assert not any(module.training for module in loss.teacher.model.modules())
-    fresh = build(settings(name))
-    fresh.load_state_dict(loss.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(fresh.buffers(), loss.buffers(), strict=True))
-
-
-@each_loss
-def test_training_leaves_the_teacher_as_it_was(name: str) -> None:
-    """Several steps with everything in train mode: no gradient, no weight and no BatchNorm statistic of it moves."""
-    student, (x, y) = network(seed=2).train(), batch()
-    loss = configured(name).train()
-    known = copy.deepcopy(loss.teacher.model.state_dict())
-    own = copy.deepcopy(student.state_dict())
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    for epoch in (1, 2):
-        loss.start_epoch(epoch)
-        loss.teacher.model.train()  # whoever did this
-        for _ in range(2):
-            optimizer.zero_grad()
-            loss.start_batch(y, loss.taught(x))
-            loss.outer(student, x, x, y)[0].backward()
-            optimizer.step()
-        loss.end_epoch()
-    assert all(torch.equal(value, known[key]) for key, value in loss.teacher.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in loss.teacher.model.parameters())
-    assert not loss.teacher.model.training and not loss.teacher(x.clone().requires_grad_()).requires_grad
-    assert all(not torch.equal(value, own[key]) for key, value in student.state_dict().items())
-
-
-@each_loss
-def test_what_the_teacher_said_before_is_not_asked_again(name: str) -> None:
-    student, (x, y) = network(seed=2).eval(), batch()
-    loss = configured(name).eval()
-    asked: list[Tensor] = []
-    loss.teacher.model.register_forward_pre_hook(lambda _, inputs: asked.extend(inputs))
-    total, _ = loss.outer(student, x, x, y)
-    assert len(asked) == 1 and asked[0] is x
-    torch.testing.assert_close(loss.outer(student, x, x, y, loss.teacher(x))[0], total, rtol=0, atol=0)
-    assert len(asked) == 2
-    other, _ = loss.outer(student, x, x, y, loss.teacher(x).flip(0))
-    assert abs(other - total) > 1e-3
-
-
-@each_loss
 def test_no_attack_and_clean_accuracy_selects(name: str) -> None:
     """x' is not looked at; the objective that every loss has is the cross-entropy."""
     student, (x, y) = network(seed=2).eval(), batch()
@@ -340,28 +238,6 @@ def test_large_logits_stay_finite(name: str) -> None:
         total, _ = configured(name).outer(Given(f), x, x, y, t)
         (gradient,) = torch.autograd.grad(total, f)
         assert total.isfinite() and gradient.isfinite().all() and gradient.any()
-
-
-def test_as_in_a_notebook() -> None:
-    net, student, (x, y) = network(seed=9), network(seed=2), batch()
-    loss = losses.KD()
-    with pytest.raises(RuntimeError, match=r"expected a teacher, got none; call KD\.hold\(Teacher\(model\)\)"):
-        loss.outer(student, x, x, y)
-    assert loss.teacher is None
-    assert loss.hold(Teacher(net)) is loss and loss.teacher is not None and loss.teacher.model is net
-    total, parts = loss.outer(student, x, x, y)
-    total.backward()
-    assert {"loss", "ce", "kd", "clean_accuracy", "teacher_accuracy"} == parts.keys()
-    assert all(p.grad is not None for p in student.parameters()) and all(p.grad is None for p in net.parameters())
-    loss.hold(Teacher(network(seed=10), name="another"))
-    assert loss.teacher.name == "another" and loss.outer(student, x, x, y)[0] != total
-
-
-def test_a_teacher_moves_as_a_module_does() -> None:
-    one = Teacher(network(seed=9))
-    assert one.to(torch.float32) is one and {p.dtype for p in one.model.parameters()} == {torch.float32}
-    x, _ = batch()
-    assert one(x.float()).dtype == torch.float32
 
 
 @pytest.mark.usefixtures("without_type_checks")
