@@ -9,8 +9,9 @@ PyTorch's own counter has it. passes(epoch) is what one optimiser step of that e
 each forward pass is 1, the gradient of a layer's input 1 and that of its weights 1. So a gradient for the images alone
 is 2 with its forward pass, a gradient for the weights 3. PGD training with K steps is 2K + 3, TRADES and IKL are
 2K + 7, weight perturbation adds the outer passes once more, a second view doubles all. F_t and passes_t are those of
-the teacher of a loss that distils: 1 pass in each step, more where the attack asks it about x', too. That the teacher
-must have been trained is not part of the cost.
+the teacher of a loss that distils: 1 pass in each step, more where the attack asks it about x', too; with logits that
+are stored (`teacher.logits`), 1 pass of every image of every epoch that is stored. That the teacher must have been
+trained is not part of the cost.
 
 The passes are counted, not declared: a real step of the recipe's attack, loss and weight perturbation is taken on a
 probe of two layers that counts what reaches it, with a second one for the teacher. Left out: normalisation,
@@ -71,7 +72,9 @@ def training_flop(
     passes = passes_per_image(config, image_shape[0])
     flop = forward_flop(config["model"], image_shape) * sum_over(lambda epoch: passes(epoch).student, 1, epochs)
     if teacher is not None:
-        flop += forward_flop(teacher, image_shape) * sum_over(lambda epoch: passes(epoch).teacher, 1, epochs)
+        stored = 0 if config["teacher"]["logits"] is None else config["trainer"]["replay_epochs"] or 1
+        asked = sum_over(lambda epoch: passes(epoch).teacher, 1, epochs)
+        flop += forward_flop(teacher, image_shape) * (stored + asked)
     return images * flop
 
 
@@ -141,7 +144,8 @@ def passes_per_image(config: Mapping[str, Any], channels: int = 3) -> Callable[[
     perturbation = build(config["weight_perturbation"])
     x = torch.rand(IMAGES, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     second_view = x if loss.views == 2 else None
-    batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES), second_view)
+    stored = None if config["teacher"]["logits"] is None else torch.zeros(IMAGES, classes)
+    batch = Batch(x, torch.arange(IMAGES) % classes, slice(0, IMAGES), second_view, taught=stored)
 
     @cache
     def passes(epoch: int) -> Passes:

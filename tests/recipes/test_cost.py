@@ -34,6 +34,7 @@ def test_passes_of_a_step(words: list[str], passes: int) -> None:
         (["loss=kd"], 3, 1),
         (["loss=ikl_kd_code"], 3, 1),
         (["loss=ikl_kd", "weight_perturbation=awp"], 2 * 3, 1),
+        (["loss=kd", "teacher.logits=here.bin"], 3, 0),
         (["loss=rslad", "attack.steps=10"], 2 * 10 + 2 * 3, 1),
         (["loss=rslad", "loss.divergence=ikl", "attack.steps=10", "weight_perturbation=awp"], 2 * 10 + 4 * 3, 1),
         (["loss=ard", "loss.alpha=0.5", "attack.steps=7"], 2 * 7 + 2 * 3, 1),
@@ -52,6 +53,8 @@ def test_the_teachers_passes_cost_what_the_teacher_is() -> None:
     student, asked = forward_flop(config["model"], (3, 32, 32)), forward_flop(teacher, (3, 32, 32))
     images = config["trainer"]["epochs"] * 2 * 50  # ⌊120 / 50⌋ batches
     assert training_flop(config, (3, 32, 32), 120, teacher) == images * (3 * student + asked)
+    config["teacher"]["logits"], config["trainer"]["replay_epochs"] = "here.bin", 4  # asked once about four epochs
+    assert training_flop(config, (3, 32, 32), 120, teacher) == images * 3 * student + 4 * 100 * asked
 
 
 def test_schedules_are_followed_epoch_by_epoch() -> None:
