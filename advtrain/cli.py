@@ -193,7 +193,7 @@ def _fail_known(error: Exception) -> NoReturn:
     from advtrain.export import VerificationError
 
     if isinstance(error, Interrupted):
-        _fail(f"stopped by {error}; the state is saved, and the same command continues", error.exit_code)
+        _fail(f"stopped by {error}; {error.left}", error.exit_code)
     if isinstance(error, Diverged | EvaluationError | VerificationError):
         _fail(error, 1)
     raise error

@@ -21,11 +21,16 @@ LINGER = 60.0  # seconds in which the main process has put the job into the queu
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
+    """A signal asked the run to stop.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: of the signal.
+        left: what there is to go on from, for people.
+    """
+
+    def __init__(self, number: int, left: str = "the state is saved, and the same command continues") -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.exit_code, self.left = 128 + number, left
 
 
 class StopRequest:

@@ -196,8 +196,7 @@ def _fill(writer: LogitWriter | None, lessons: Lessons, layout: Layout, stop: St
             told = done * REPORTS // layout.rows
             console.print(f"          {done:,} of {layout.rows:,}")
         if stop.must_stop(count):
-            console.print("          stopped: nothing of the file stays, the next start computes it anew")
-            raise Interrupted(stop.number)
+            raise Interrupted(stop.number, left="nothing of teacher.logits stays, and the same command begins it anew")
     return answered
 
 
