@@ -12,7 +12,9 @@ import yaml
 
 from advtrain import cli
 from advtrain.composition import compose
+from advtrain.engine.run_directory import run_name
 from advtrain.evaluation.robustbench import import_robustbench
+from advtrain.export.recipe import portable_command
 from advtrain.runs import check_training
 from advtrain.types import SettingError
 from tests.teachers.conftest import SHORT, TEACHER, trained
@@ -245,3 +247,32 @@ def test_a_teacher_of_other_images_is_named_as_such(classroom: Path) -> None:
     words = ["data=npz", "data.train=a.npz", "data.test=a.npz", "data.num_classes=10", "data.validation_size=100"]
     with pytest.raises(SettingError, match=r"expected one that takes 3×32×32 images.*it was trained on digits"):
         trained("x", *words, "model=preact_resnet_small", "loss=kd", "eval=none", "trainer.epochs=1", RUN)
+
+
+@pytest.mark.parametrize(
+    ("command", "portable"),
+    (
+        ("advtrain teacher.source=/a/b/runs/t/ seed=1", "advtrain teacher.source=t seed=1"),
+        ("advtrain teacher.weights=/a/w.pth", "advtrain teacher.weights=w.pth"),
+        ("advtrain teacher.source='/a/t' teacher.model_dir=/m", "advtrain teacher.source=t teacher.model_dir=m"),
+        ("advtrain teacher.source=runs/t", "advtrain teacher.source=runs/t"),
+        ("advtrain teacher.source=timm:x.y", "advtrain teacher.source=timm:x.y"),
+    ),
+)
+def test_a_bundle_does_not_name_the_teachers_folder(command: str, portable: str) -> None:
+    assert portable_command(command) == portable
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    (
+        ("teacher.source=runs/t", "teacher-t"),
+        ("teacher.source='/a/b/t/'", "teacher-t"),
+        ("teacher.source=/a/t/checkpoints/last.pt", "teacher-t-last"),
+        ("teacher.source=timm:convnext_tiny.fb_in1k", "teacher-timm_convnext_tiny.fb_in1k"),
+        ("teacher.weights=/a/resnet56_vanilla/ckpt.pth", "teacher.weights-resnet56_vanilla_ckpt.pth"),
+        ("teacher.checkpoint=last", "teacher.checkpoint-last"),
+    ),
+)
+def test_a_runs_name_tells_its_teacher(word: str, part: str) -> None:
+    assert run_name([word], {"experiment": "quickstart"}, 0) == f"quickstart-{part}-seed0"
