@@ -50,7 +50,7 @@ def test_every_architecture_file_is_covered() -> None:
     files = {path.stem for path in FOLDER.glob("*.py")}
     parts, ours = (
         {"normalize", "conv_stem"},
-        {"libraries", "weights", "gradient_checkpointing"},
+        {"libraries", "pretrained", "weights", "fit", "gradient_checkpointing"},
     )  # what no bundle carries
     assert files == {*SMALL, *parts, *ours, "__init__"}
 
