@@ -19,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PATIENCE = 24 * 3600.0  # seconds that a process waits for the others to finish their share of an evaluation
+DRAINING = 0.1  # seconds before a group is left
 _store: dist.Store | None = None  # of the group that this process is in
 
 
@@ -56,6 +57,9 @@ def leave() -> None:
 def _dissolve() -> None:
     global _store
     if dist.is_initialized():
+        # Whoever frees the group's last reference waits, holding the GIL, for Gloo's threads, and these may want the
+        # GIL to let go of their last tensors (PyTorch 2.11): asleep, this thread leaves it to them before.
+        time.sleep(DRAINING)
         dist.destroy_process_group()
     _store = None  # its threads must have ended before the interpreter does, or the process aborts
 
